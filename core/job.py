@@ -1,0 +1,87 @@
+"""What a job is given: paths of checked inputs, options, recipe. Torch-free; the worker writes it, the child reads it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from core.recipe import Recipe, Requirements
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+ARCHITECTURES = ("resnet20", "resnet32", "resnet44", "resnet56", "resnet110", "vgg16", "small_cnn")
+ModelFormat = Literal["onnx", "safetensors"]
+DatasetFormat = Literal["image_folder", "npz", "digits"]
+
+
+class ModelOptions(_Record):
+    """How an uploaded model is to be read. A safetensors file holds weights only: it needs both fields."""
+
+    architecture: str | None = Field(None, description=f"safetensors only, one of {', '.join(ARCHITECTURES)}")
+    input_shape: tuple[Annotated[int, Field(ge=1, le=4096)], Annotated[int, Field(ge=1, le=4096)],
+                       Annotated[int, Field(ge=1, le=4096)]] | None = Field(
+        None, description="safetensors only: channels, height, width")  # fmt: skip
+
+
+class Splits(_Record):
+    """Shares taken from whatever the dataset does not split itself. Stratified, by seed."""
+
+    validation: float = Field(0.1, gt=0, lt=1)
+    test: float = Field(0.2, gt=0, lt=1)
+    seed: int = Field(0, ge=0)
+
+
+class Preprocess(_Record):
+    """From stored images (uint8 values scaled to 0-1 first) to the model's input: resize, channels, (x - mean) / std.
+
+    `size` is (height, width), None = as stored (all images must then agree). `mean` and `std` are per channel or one
+    number for all. `scale`: the factor on the raw 0-255 values, default 1/255. `channels`: RGB, BGR or L (grey);
+    None = as the model's input asks. `layout`: of the model's input. `class_order`: names, in the order of the model's
+    outputs; None = sorted names of the folders, or the integers of an npz.
+    """
+
+    size: tuple[Annotated[int, Field(ge=1, le=8192)], Annotated[int, Field(ge=1, le=8192)]] | None = None
+    scale: float = Field(1 / 255, gt=0)
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[Annotated[float, Field(gt=0)], ...] = (1.0,)
+    channels: Literal["RGB", "BGR", "L"] | None = None
+    layout: Literal["NCHW", "NHWC"] = "NCHW"
+    class_order: tuple[str, ...] | None = None
+
+
+class DatasetOptions(_Record):
+    format: DatasetFormat | None = None
+    preprocess: Preprocess = Preprocess()
+    splits: Splits = Splits()
+
+
+class ModelInput(_Record):
+    path: Path
+    sha256: str
+    format: ModelFormat
+    options: ModelOptions = ModelOptions()
+
+
+class DatasetInput(_Record):
+    """`path` is None for a dataset that is built in."""
+
+    path: Path | None
+    sha256: str | None
+    format: DatasetFormat
+    options: DatasetOptions = DatasetOptions()
+
+
+class JobInputs(_Record):
+    """All that `core.pipeline.run` needs. `requirements` are the job's own; they override the recipe's field by field."""
+
+    model: ModelInput
+    datasets: tuple[DatasetInput, ...] = Field(min_length=1, max_length=1)
+    recipe: Recipe
+    requirements: Requirements = Requirements()
+    device: str = Field("cpu", pattern=r"^(cpu|cuda:\d+)$")
+    threads: int | None = Field(None, ge=1, description="torch threads; None = all cores")

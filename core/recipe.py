@@ -1,0 +1,273 @@
+"""The recipe: what to do to a network, as data. Torch-free; the API validates with it.
+
+A recipe is a YAML or JSON document (`recipes/` has ready-made ones). A field that is not built yet is refused, never
+ignored: every model here forbids unknown fields, and a value outside the lists below is a fault. All faults of a
+document are reported together, each with a JSON pointer and what would be right (`RecipeInvalid.faults`).
+"""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, ValidationError, field_validator, model_validator
+
+from core.errors import Fault, RecipeInvalid
+
+Share = Annotated[float, Field(gt=0, lt=1)]
+Epochs = Annotated[int, Field(ge=0, le=10_000)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+# --- training --------------------------------------------------------------------------------------------------------
+
+
+class Sgd(_Section):
+    """Stochastic gradient descent with (Nesterov) momentum."""
+
+    name: Literal["sgd"] = "sgd"
+    lr: float = Field(0.01, gt=0, le=100)
+    momentum: float = Field(0.9, ge=0, lt=1)
+    nesterov: bool = True
+    weight_decay: float = Field(1e-4, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _nesterov_needs_momentum(self) -> Sgd:
+        if self.nesterov and self.momentum == 0:
+            raise ValueError("nesterov needs momentum above 0; set nesterov: false or momentum: 0.9")
+        return self
+
+
+class AdamW(_Section):
+    """AdamW (Loshchilov & Hutter 2019)."""
+
+    name: Literal["adamw"]
+    lr: float = Field(1e-3, gt=0, le=100)
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
+    weight_decay: float = Field(1e-2, ge=0, le=1)
+
+
+class ConstantSchedule(_Section):
+    """The same rate throughout."""
+
+    name: Literal["constant"]
+
+
+class MultistepSchedule(_Section):
+    """The rate times `gamma` at each milestone. Milestones are shares of the training's epochs."""
+
+    name: Literal["multistep"]
+    milestones: tuple[Share, ...] = (0.5, 0.75)
+    gamma: float = Field(0.1, gt=0, lt=1)
+
+    @field_validator("milestones")
+    @classmethod
+    def _ascending(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if list(value) != sorted(set(value)):
+            raise ValueError("milestones must ascend, each once")
+        return value
+
+
+class CosineSchedule(_Section):
+    """From the rate down to `final` times the rate along half a cosine, once per batch."""
+
+    name: Literal["cosine"] = "cosine"
+    final: float = Field(0.0, ge=0, lt=1)
+
+
+Optimizer = Annotated[Sgd | AdamW, Discriminator("name")]
+Schedule = Annotated[ConstantSchedule | MultistepSchedule | CosineSchedule, Discriminator("name")]
+Augment = Literal["none", "crop", "crop_flip"]
+
+
+class Training(_Section):
+    """The defaults of every training in the recipe; a step's `fine_tune` may override each field."""
+
+    optimizer: Optimizer = Sgd()
+    schedule: Schedule = CosineSchedule()
+    batch_size: int = Field(128, ge=1, le=65_536)
+    augment: Augment = "none"
+    restore_best: bool = True
+
+
+class FineTune(_Section):
+    """Training after a step. Fields left out are those of `training`."""
+
+    policy: Literal["once"] = "once"
+    epochs: Epochs = 10
+    optimizer: Optimizer | None = None
+    schedule: Schedule | None = None
+    batch_size: int | None = Field(None, ge=1, le=65_536)
+    augment: Augment | None = None
+    restore_best: bool | None = None
+
+    def resolved(self, defaults: Training) -> Training:
+        """`defaults` with what this section overrides."""
+        given = {name: getattr(self, name) for name in Training.model_fields}
+        return defaults.model_copy(update={name: value for name, value in given.items() if value is not None})
+
+
+# --- steps -----------------------------------------------------------------------------------------------------------
+
+Remaining = Annotated[float, Field(gt=0, le=1)] | Annotated[int, Field(ge=1)]
+
+
+class Target(_Section):
+    """What must remain at most. A float is a share of the original (0.5 = half); an integer is a count. All must hold."""
+
+    params: Remaining | None = None
+    macs: Remaining | None = None
+    filters: Remaining | None = None
+
+    @field_validator("params", "macs", "filters", mode="before")
+    @classmethod
+    def _share_or_count(cls, value: Any) -> Any:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            if value is None:
+                return value
+            raise ValueError("must be a number: a share of the original as a float (0.5) or a count as an integer")
+        if isinstance(value, float) and not 0 < value < 1:
+            raise ValueError("a share of the original lies between 0 and 1; an absolute count is an integer")
+        if isinstance(value, int) and value < 1:
+            raise ValueError("a count is at least 1")
+        return value
+
+    @model_validator(mode="after")
+    def _not_empty(self) -> Target:
+        if self.params is None and self.macs is None and self.filters is None:
+            raise ValueError("needs at least one of params, macs, filters")
+        return self
+
+
+class FilterNorm(_Section):
+    """Iterative removal of several filters at once by 2-norm (Salcedo & Sharma, algorithms 1-3)."""
+
+    method: Literal["filter_norm"]
+    signal: Literal["weights", "activations"] = "weights"
+    ratio_per_round: Share = 0.05
+    every_epochs: int = Field(7, ge=1, le=1_000)
+    scope: Literal["local", "global"] = "local"
+    normalize: Literal["none", "max"] = "none"
+    target: Target
+    fine_tune: FineTune = FineTune()
+
+
+Step = FilterNorm
+METHODS: Mapping[str, type[FilterNorm]] = {"filter_norm": FilterNorm}
+
+
+class Export(_Section):
+    """`opset: null` keeps the upload's. Kept widths are multiples of `channel_multiple`."""
+
+    opset: int | None = Field(None, ge=9, le=26)
+    channel_multiple: int = Field(8, ge=1, le=1_024)
+
+
+# --- requirements ----------------------------------------------------------------------------------------------------
+
+_REQUIREMENT = re.compile(r"^\s*(<=|>=|<|>)\s*([0-9]*\.?[0-9]+(?:[eE][-+]?[0-9]+)?)\s*$")
+COMPARISONS: Mapping[str, Callable[[float, float], bool]] = {
+    "<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.gt,
+}  # fmt: skip
+Requirement = Annotated[str, Field(pattern=_REQUIREMENT.pattern, examples=["<= 0.01"])]
+
+
+class Requirements(_Section):
+    """What a pipeline insists on: a comparison and a number, e.g. `<= 0.01`. Evaluated into the report.
+
+    `accuracy` is the pruned file's test accuracy (0-1) and `accuracy_drop` the original's minus it; the ratios are
+    pruned over original; `latency_ratio` is of medians on the CPU, batch 1, one thread.
+    """
+
+    accuracy: Requirement | None = None
+    accuracy_drop: Requirement | None = None
+    params_ratio: Requirement | None = None
+    macs_ratio: Requirement | None = None
+    file_bytes_ratio: Requirement | None = None
+    latency_ratio: Requirement | None = None
+    peak_memory_ratio: Requirement | None = None
+
+    def comparisons(self) -> dict[str, tuple[str, float]]:
+        """Each requirement that is set, as (comparison, number)."""
+        found: dict[str, tuple[str, float]] = {}
+        for name in Requirements.model_fields:
+            text = getattr(self, name)
+            if text is not None:
+                match = _REQUIREMENT.match(text)
+                assert match is not None  # the pattern is validated
+                found[name] = (match[1], float(match[2]))
+        return found
+
+    def overridden_by(self, other: Requirements) -> Requirements:
+        """These, with each field that `other` sets taken from it (a job's own over its recipe's)."""
+        return self.model_copy(update=other.model_dump(exclude_none=True))
+
+
+# --- the document ----------------------------------------------------------------------------------------------------
+
+
+class Recipe(_Section):
+    """A whole recipe, version 1."""
+
+    version: Literal[1] = 1
+    name: str | None = Field(None, max_length=200)
+    description: str | None = Field(None, max_length=2_000)
+    task: Literal["classification"] = "classification"
+    seed: int = Field(0, ge=0, lt=2**63)
+    training: Training = Training()
+    allow_near_chance: bool = Field(False, description="go on although the original is no better than guessing")
+    steps: tuple[Step, ...] = Field(min_length=1, max_length=16)
+    export: Export = Export()
+    requirements: Requirements = Requirements()
+
+
+def faults_of(error: ValidationError, *, prefix: str = "") -> list[Fault]:
+    """pydantic's errors as faults with JSON pointers."""
+    faults = []
+    for item in error.errors(include_url=False):
+        # a tagged union puts its tag into the location; it is no key of the document
+        where = [part for part in item["loc"] if part not in _UNION_TAGS]
+        pointer = prefix + "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in where)
+        context = item.get("ctx", {})
+        expected = context.get("expected") or context.get("expected_tags")
+        message = item["msg"].removeprefix("Value error, ")
+        if item["type"] == "extra_forbidden":
+            message = f"unknown field {where[-1]!r}, or one that is not built yet" if where else message
+        faults.append(Fault(pointer, message, str(expected) if expected is not None else None))
+    return faults
+
+
+_UNION_TAGS = frozenset({"sgd", "adamw", "constant", "multistep", "cosine", "float", "int",
+                         "constrained-float", "constrained-int"})  # fmt: skip
+
+
+def parse_recipe(document: Any, *, prefix: str = "") -> Recipe:
+    """The recipe that `document` (parsed YAML or JSON) describes. Raises `RecipeInvalid` with every fault."""
+    if not isinstance(document, dict):
+        fault = Fault(prefix, f"a recipe is a mapping, not {type(document).__name__}", "a mapping with the key steps")
+        raise RecipeInvalid("the recipe is not a mapping", faults=[fault])
+    try:
+        return Recipe.model_validate(document)
+    except ValidationError as error:
+        faults = faults_of(error, prefix=prefix)
+        raise RecipeInvalid(f"the recipe has {len(faults)} fault(s)", faults=faults) from None
+
+
+def load_recipe(text: str) -> Recipe:
+    """A recipe from YAML or JSON text. Raises `RecipeInvalid`."""
+    try:
+        document = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RecipeInvalid("the recipe is not valid YAML", faults=[Fault("", str(error))]) from None
+    return parse_recipe(document)
+
+
+def recipe_schema() -> dict[str, Any]:
+    """The JSON Schema of a recipe document."""
+    return Recipe.model_json_schema()

@@ -1,0 +1,147 @@
+"""The report: what a job measured. Torch-free pydantic models; units are in the names.
+
+JSON is the report; Markdown (`core/report_markdown.py`) is a rendering of it. `variants` holds `original` and `pruned`
+(and later each baseline) measured in the same way, on the ONNX file, in ONNX Runtime.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class SplitScore(_Record):
+    """Of the ONNX file in ONNX Runtime on one split."""
+
+    images: int
+    accuracy: float = Field(description="top-1, 0-1")
+    loss: float = Field(description="mean cross-entropy, nats")
+
+
+class Latency(_Record):
+    """One setting. Samples of original and pruned are interleaved in one run; raw samples are kept."""
+
+    device: str
+    runtime: str
+    batch_size: int
+    threads: int
+    latency_ms_p50: float
+    latency_ms_p90: float
+    latency_ms_p99: float
+    latency_ms_mean: float
+    latency_ms_std: float
+    windows: int
+    stable: bool = Field(description="three windows in a row agreed within 10 %")
+    samples_ms: list[float]
+
+
+class Memory(_Record):
+    peak_memory_bytes: int = Field(description="resident bytes of a fresh process at its peak, over an empty session")
+    gpu_memory_bytes: int | None = None
+
+
+class Layer(_Record):
+    """One layer of the original, and what is left of it."""
+
+    name: str
+    kind: str
+    channels_before: int | None
+    channels_after: int | None
+    params_before: int
+    params_after: int
+    macs_before: int
+    macs_after: int
+    latency_ms_before: float | None = None
+    latency_ms_after: float | None = None
+
+
+class Frozen(_Record):
+    """Channels that may not be cut, and why."""
+
+    operator: str
+    node: str
+    layers: list[str]
+    reason: str
+
+
+class Variant(_Record):
+    validation: SplitScore
+    test: SplitScore
+    params: int
+    macs: int
+    filters: int
+    file_bytes: int
+    sha256: str
+    latency: list[Latency]
+    memory: Memory
+
+
+class Check(_Record):
+    """A proof. `error` is max |a - b| / max |a|; it must not exceed `bound`."""
+
+    name: str
+    error: float
+    bound: float
+    images: int
+    passed: bool
+
+
+class RequirementResult(_Record):
+    name: str
+    required: str
+    measured: float
+    passed: bool
+
+
+class Cost(_Record):
+    """What pruning and fine-tuning cost. `epoch_params` is the sum over epochs of the parameters trained in them."""
+
+    epochs: int = 0
+    epoch_params: int = 0
+    images: int = 0
+    seconds: float = 0.0
+
+
+class TargetResult(_Record):
+    name: str
+    target: float
+    reached: float
+    met: bool
+
+
+class FrontPoint(_Record):
+    """A network that the run visited."""
+
+    step: int
+    round: int
+    params: int
+    macs: int
+    filters: int
+    validation_accuracy: float | None
+
+
+class Report(_Record):
+    version: int = 1
+    variants: dict[str, Variant]
+    ratios: dict[str, float] = Field(description="pruned / original; accuracy_drop = original - pruned, on test")
+    target_met: bool
+    targets: list[TargetResult]
+    requirements: list[RequirementResult]
+    requirements_met: bool
+    checks: list[Check]
+    layers: list[Layer]
+    frozen: list[Frozen]
+    front: list[FrontPoint]
+    cost: Cost
+    macs_counted: list[str] = Field(description="operators that are counted; one multiply-accumulate = 1")
+    macs_not_counted: list[str]
+    warnings: list[str] = []
+    inputs: dict[str, Any] = Field(description="sha256 of model, dataset and recipe; options; splits")
+    recipe: dict[str, Any]
+    environment: dict[str, Any]
+    reproduce: str = Field(description="the command that does it again")
