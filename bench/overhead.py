@@ -1,8 +1,9 @@
 """`python -m bench.overhead`: what the service costs, beside the engine alone.
 
-The same job is run in pairs, in alternating order: once over HTTP (from `POST /v1/jobs`, uploads ready, until the job is
-`succeeded`) and once by `core.pipeline` called directly in a fresh process. Prints the table, keeps the raw numbers in
-`docs/results/overhead.json`, writes `docs/results/overhead.md`. Wanted: at most 5 % on a job of one minute.
+The same job is run in pairs, in alternating order: once over HTTP (from `POST /v1/jobs`, uploads ready, until the
+job is `succeeded`) and once by `core.pipeline` called directly in a fresh process. Prints the table, keeps the raw
+numbers in `docs/results/overhead.json`, writes `docs/results/overhead.md`. Wanted: at most 5 % on a job of one
+minute.
 """
 
 from __future__ import annotations
@@ -83,8 +84,10 @@ def table(pairs: list[tuple[float, float]], epochs: int) -> str:
         f"| median | {statistics.median(https):.1f} | {statistics.median(alones):.1f} "
         f"| {statistics.median(ratios):.3f} (from {min(ratios):.3f} to {max(ratios):.3f}) |"
     )
-    return "\n".join(lines) + f"\n\nFine-tuning epochs: {epochs}. {platform.processor() or platform.machine()}, " + (
-        f"{os.cpu_count()} cores, Python {platform.python_version()}.\n"
+    return (
+        "\n".join(lines)
+        + f"\n\nFine-tuning epochs: {epochs}. {platform.processor() or platform.machine()}, "
+        + (f"{os.cpu_count()} cores, Python {platform.python_version()}.\n")
     )
 
 
@@ -121,9 +124,10 @@ def main() -> int:
     (results / "overhead.json").write_text(json.dumps({"epochs": arguments.epochs, "pairs_s": pairs}) + "\n")
     (results / "overhead.md").write_text(
         "# What the service costs beside the engine alone\n\n"
-        "Made by `python -m bench.overhead` (`make bench`); raw numbers in `overhead.json`. One job (digits, ResNet-20),\n"
-        "run in pairs in alternating order: from `POST /v1/jobs` with uploads ready until `succeeded`, and by\n"
-        "`python -m core.pipeline` in a fresh process. Wanted: a ratio of at most 1.05 on a job of one minute.\n\n" + text
+        "Made by `python -m bench.overhead` (`make bench`); raw numbers in `overhead.json`. One job (digits, ResNet-20)\n"
+        "is run in pairs in alternating order: from `POST /v1/jobs` with uploads ready until `succeeded`, and by\n"
+        "`python -m core.pipeline` in a fresh process. Wanted: a ratio of at most 1.05 on a job of one\nminute.\n\n"
+        + text
     )
     print(text)
     return 0

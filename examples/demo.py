@@ -1,6 +1,7 @@
-"""`make demo`: the whole service, once. Starts it with the embedded default (SQLite, a folder, one worker), prunes a really
-trained network on real data over HTTP with the command that a pipeline would use, prints the report, leaves the files in
-`demo-output/`, stops the service. Exit code: that of `billhook prune` (3 when the result misses the requirements).
+"""`make demo`: the whole service, once. Starts it with the embedded default (SQLite, a folder, one worker), prunes a
+really trained network on real data over HTTP with the command that a pipeline would use, prints the report, leaves
+the files in `demo-output/`, stops the service. Exit code: that of `billhook prune` (3 when the result misses the
+requirements).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """`make data`: Fashion-MNIST (60,000 + 10,000 images, 28×28 grey, 10 classes) as `data/fashion-mnist.npz`.
 
-Reads the IDX files of Debian's package `dataset-fashion-mnist`: installed, or fetched by `apt-get download` and unpacked
-into a temporary folder (no root needed). Nothing else is fetched.
+Reads the IDX files of Debian's package `dataset-fashion-mnist`: installed, or fetched by `apt-get download` and
+unpacked into a temporary folder (no root needed). Nothing else is fetched.
 """
 
 from __future__ import annotations
@@ -47,7 +47,9 @@ def _fetch(folder: Path) -> Path:
         package = next(folder.glob("*.deb"))
         subprocess.run(["dpkg", "-x", package, folder / "unpacked"], check=True)
     except (OSError, subprocess.CalledProcessError, StopIteration) as error:
-        raise SystemExit("Fashion-MNIST comes from Debian's package dataset-fashion-mnist; install that first") from error
+        raise SystemExit(
+            "Fashion-MNIST comes from Debian's package dataset-fashion-mnist; install that first"
+        ) from error
     return folder / "unpacked" / INSTALLED.relative_to("/")
 
 
