@@ -124,8 +124,8 @@ def main() -> int:
     (results / "overhead.json").write_text(json.dumps({"epochs": arguments.epochs, "pairs_s": pairs}) + "\n")
     (results / "overhead.md").write_text(
         "# What the service costs beside the engine alone\n\n"
-        "Made by `python -m bench.overhead` (`make bench`); raw numbers in `overhead.json`. One job (digits, ResNet-20)\n"
-        "is run in pairs in alternating order: from `POST /v1/jobs` with uploads ready until `succeeded`, and by\n"
+        "Made by `python -m bench.overhead` (`make bench`); raw numbers in `overhead.json`. One job (digits, ResNet-20)"
+        "\nis run in pairs in alternating order: from `POST /v1/jobs` with uploads ready until `succeeded`, and by\n"
         "`python -m core.pipeline` in a fresh process. Wanted: a ratio of at most 1.05 on a job of one\nminute.\n\n"
         + text
     )
