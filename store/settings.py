@@ -1,0 +1,107 @@
+"""Every setting of the service: an environment variable `BILLHOOK_<NAME>`, or a line in `.env`.
+
+The defaults are the embedded form: everything under one data folder, bound to this machine. Production differs by
+settings alone.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+Device = Literal["cpu", "gpu"]
+GIB = 2**30
+
+
+def _default_data_dir() -> Path:
+    return Path("~/.local/share/billhook").expanduser()
+
+
+def _default_recipes_dir() -> Path:
+    return Path(__file__).resolve().parent.parent / "recipes"
+
+
+class Settings(BaseSettings):
+    """The service's settings. Raises pydantic's `ValidationError` naming the variable that is wrong."""
+
+    model_config = SettingsConfigDict(env_prefix="BILLHOOK_", env_file=".env", extra="ignore", frozen=True)
+
+    # where things are kept
+    data_dir: Path = Field(
+        default_factory=_default_data_dir, description="folder of the database, artifacts, queue, logs and key"
+    )
+    database_url: str = Field(
+        default_factory=lambda data: f"sqlite:///{data['data_dir']}/billhook.db",
+        description="SQLAlchemy URL, sqlite:/// or postgresql+psycopg://; default: SQLite in the data folder",
+    )
+    database_pool_size: int = Field(10, ge=1, le=1_000, description="connections that one process keeps open at most")
+    broker_url: str = Field(
+        "filesystem://", description="Celery broker: filesystem:// (under the data folder), redis://, amqp://"
+    )
+    storage_url: str = Field(
+        default_factory=lambda data: f"file://{data['data_dir']}/artifacts",
+        description="artifacts: file:///folder, s3://bucket/prefix (credentials from the usual AWS_ variables)",
+    )
+    recipes_dir: Path = Field(
+        default_factory=_default_recipes_dir, description="folder of the ready-made recipes, one YAML file each"
+    )
+
+    # the server
+    host: str = Field("127.0.0.1", description="address to bind to")
+    port: int = Field(8470, ge=0, le=65_535, description="port to bind to; 0 = any free one")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe lines to log")
+    max_upload_bytes: int = Field(4 * GIB, ge=1, description="largest model or dataset taken")
+    max_json_bytes: int = Field(2**20, ge=1_024, description="largest JSON body taken")
+    min_free_bytes: int = Field(GIB // 2, ge=0, description="free space that an upload must leave on the disk")
+    upload_idle_seconds: float = Field(60, gt=0, description="an upload that sends nothing for so long is given up")
+    long_poll_seconds: float = Field(60, ge=0, le=600, description="the longest ?wait= that is honoured")
+    long_poll_interval_seconds: float = Field(0.2, gt=0, le=10, description="how often a waiting request looks again")
+
+    # the queue
+    queues: Annotated[tuple[Device, ...], NoDecode] = Field(
+        ("cpu",), description="device queues that this installation has workers for, comma-separated: cpu, gpu"
+    )
+    lease_seconds: float = Field(30, ge=1, le=600, description="a worker that is silent for so long loses its job")
+    heartbeat_seconds: float = Field(5, gt=0, description="how often a worker extends its lease")
+    reaper_seconds: float = Field(5, gt=0, le=30, description="how often expired leases are looked for")
+    relay_seconds: float = Field(0.2, gt=0, le=30, description="how often the outbox is looked at")
+
+    # limits on the child process that does the work
+    run_seconds_limit: int = Field(
+        86_400, ge=1, description="longest run of a job, summed over attempts; time in the queue does not count"
+    )
+    inspect_seconds_limit: int = Field(300, ge=1, description="longest check of an uploaded model or dataset")
+    memory_limit_bytes: int = Field(16 * GIB, ge=2**28, description="resident memory of a child and its descendants")
+    disk_limit_bytes: int = Field(20 * GIB, ge=2**20, description="bytes that a child may leave in its work folder")
+    open_files_limit: int = Field(1_024, ge=64, description="open files of a child")
+    cancel_grace_seconds: float = Field(10, ge=0, description="from asking a child to stop until it is killed")
+    threads: int | None = Field(None, ge=1, description="torch threads of a child; unset = all cores")
+
+    # the key that the command line uses; the embedded server makes one in the data folder
+    api_key: SecretStr | None = Field(None, description="a key that `billhook-server` registers instead of making one")
+
+    @field_validator("data_dir", "recipes_dir", mode="after")
+    @classmethod
+    def _absolute(cls, value: Path) -> Path:
+        return value.expanduser().absolute()
+
+    @field_validator("queues", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _heartbeat_within_lease(self) -> Settings:
+        if self.heartbeat_seconds * 2 > self.lease_seconds:
+            raise ValueError("heartbeat_seconds must be at most half of lease_seconds, or one late beat loses the job")
+        if not self.queues:
+            raise ValueError("queues needs at least one of cpu, gpu")
+        return self
+
+    @property
+    def uploads_dir(self) -> Path:
+        """Where uploads lie until their hash is known. On the disk of the artifacts, in the embedded form."""
+        return self.data_dir / "uploads"

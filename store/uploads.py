@@ -1,0 +1,219 @@
+"""Models and datasets: one row per owner, content and options; a worker checks each before a job may use it."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Literal, TypeVar
+
+from sqlalchemy import select
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from store import outbox
+from store.columns import now_utc, storable, storable_text, to_json
+from store.errors import InUse, LeaseLost, NotFound
+from store.ids import new_id
+from store.records import TERMINAL, Dataset, Job, Model, Topic
+
+Subject = TypeVar("Subject", Model, Dataset)
+MAX_CHECKS = 3  # workers that died at it
+CHECK_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class Check:
+    """The right to check an upload, as `store.leases.Lease` is for a job."""
+
+    kind: Literal["model", "dataset"]
+    subject_id: str
+    token: str
+    seconds: float
+
+
+def create_model(
+    session: Session, *, owner: str, sha256: str, bytes: int, filename: str, format: str, options: Mapping[str, Any],
+    now: datetime | None = None,
+) -> tuple[Model, bool]:  # fmt: skip
+    """The model with this content and these options, and whether it is new. A new one is to be checked by a worker."""
+    identity = _identity(sha256, format, options)
+    fresh = Model(
+        id=new_id("mdl"), owner=owner, sha256=sha256, bytes=bytes, filename=storable_text(filename), format=format,
+        options=storable(options), identity=identity, created_at=now or now_utc(),
+    )  # fmt: skip
+    return _create(session, Model, fresh, "inspect_model")
+
+
+def create_dataset(
+    session: Session, *, owner: str, sha256: str | None, bytes: int, filename: str, format: str,
+    options: Mapping[str, Any], uri: str = "upload", now: datetime | None = None,
+) -> tuple[Dataset, bool]:  # fmt: skip
+    """The dataset with this content and these options, and whether it is new. Built-in ones have no `sha256`."""
+    identity = _identity(sha256 or uri, format, options)
+    fresh = Dataset(
+        id=new_id("ds"), owner=owner, sha256=sha256, bytes=bytes, filename=storable_text(filename), format=format,
+        options=storable(options), identity=identity, uri=uri, created_at=now or now_utc(),
+    )  # fmt: skip
+    return _create(session, Dataset, fresh, "inspect_dataset")
+
+
+def _identity(content: str, format: str, options: Mapping[str, Any]) -> str:
+    return hashlib.sha256(to_json([content, format, _sorted(storable(options))]).encode()).hexdigest()
+
+
+def _sorted(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _sorted(value[key]) for key in sorted(value)}
+    return [_sorted(item) for item in value] if isinstance(value, list) else value
+
+
+def _create(session: Session, table: type[Subject], fresh: Subject, topic: Topic) -> tuple[Subject, bool]:
+    known = select(table).where(table.owner == fresh.owner, table.identity == fresh.identity)
+    if (found := session.scalars(known).one_or_none()) is not None:
+        return found, False
+    try:
+        with session.begin_nested():
+            session.add(fresh)
+    except IntegrityError:  # somebody else was a moment earlier
+        return session.scalars(known).one(), False
+    outbox.add(session, topic, fresh.id, outbox.INSPECT_QUEUE, fresh.created_at)
+    return fresh, True
+
+
+def get(session: Session, table: type[Subject], owner: str, subject_id: str) -> Subject:
+    """Raises `NotFound`."""
+    found = session.scalars(select(table).where(table.id == subject_id, table.owner == owner)).one_or_none()
+    if found is None:
+        raise NotFound(f"there is no {table.__name__.lower()} {subject_id}")
+    return found
+
+
+def find(
+    session: Session, table: type[Subject], owner: str, *, sha256: str | None = None, state: str | None = None,
+    before: str | None = None, limit: int = 50,
+) -> Sequence[Subject]:  # fmt: skip
+    """Newest first, at most `limit`, older than the one with the id `before`."""
+    query = select(table).where(table.owner == owner)
+    if sha256 is not None:
+        query = query.where(table.sha256 == sha256)
+    if state is not None:
+        query = query.where(table.state == state)
+    if before is not None:
+        query = query.where(table.id < before)
+    return session.scalars(query.order_by(table.id.desc()).limit(limit)).all()
+
+
+def delete(session: Session, table: type[Subject], owner: str, subject_id: str) -> None:
+    """Delete the record; its bytes go when nothing refers to them any more (`store.sweep`).
+
+    Raises `NotFound`, or `InUse` while a job that is not over needs it.
+    """
+    subject = session.scalars(
+        select(table).where(table.id == subject_id, table.owner == owner).with_for_update()
+    ).one_or_none()
+    if subject is None:
+        raise NotFound(f"there is no {table.__name__.lower()} {subject_id}")
+    if using := _open_jobs_using(session, owner, subject_id):
+        raise InUse(f"{subject_id} is needed by {len(using)} job(s) that are not over: {', '.join(using[:3])}")
+    outbox.settle(session, _topic(table), subject_id)
+    session.delete(subject)
+
+
+def _open_jobs_using(session: Session, owner: str, subject_id: str) -> list[str]:
+    open_jobs = session.scalars(select(Job).where(Job.owner == owner, Job.state.not_in(TERMINAL)))
+    return [job.id for job in open_jobs if subject_id in (job.model_id, *job.dataset_ids)]
+
+
+def claim_check(
+    session: Session, subject_id: str, now: datetime | None = None, *, seconds: float = CHECK_SECONDS
+) -> Check | None:
+    """Take the check of a model or dataset; None if it is over, somebody is at it, or it was deleted.
+
+    After `MAX_CHECKS` workers died at it, it is refused (`poison`). Beat with `extend_check`.
+    """
+    now = now or now_utc()
+    table = _table(subject_id)
+    subject = _locked(session, table, subject_id)
+    if subject is None or subject.state != "checking":
+        outbox.settle(session, _topic(table), subject_id)
+        return None
+    if subject.check_expires_at is not None and subject.check_expires_at >= now:
+        return None
+    if subject.check_count >= MAX_CHECKS:
+        message = f"{subject.check_count} workers in a row died while checking it; it is not tried again"
+        _close(session, subject, "refused", now, refusal={"code": "poison", "message": message, "faults": []})
+        return None
+    subject.check_count += 1
+    subject.check_token = secrets.token_hex(16)
+    subject.check_expires_at = now + timedelta(seconds=seconds)
+    outbox.hold(session, _topic(table), subject_id, subject.check_expires_at)
+    return Check("model" if table is Model else "dataset", subject_id, subject.check_token, seconds)
+
+
+def extend_check(session: Session, check: Check, now: datetime | None = None) -> bool:
+    """Extend the check's lease; False if it is lost (deleted, or somebody else's): stop."""
+    now = now or now_utc()
+    try:
+        subject = _checked(session, check)
+    except LeaseLost:
+        return False
+    subject.check_expires_at = now + timedelta(seconds=check.seconds)
+    outbox.hold(session, _topic(type(subject)), check.subject_id, subject.check_expires_at)
+    return True
+
+
+def release_check(session: Session, check: Check, now: datetime | None = None) -> None:
+    """Give the check back, to be taken again at once: a worker that stops in an orderly way. Raises `LeaseLost`."""
+    now = now or now_utc()
+    subject = _checked(session, check)
+    subject.check_token = subject.check_expires_at = None
+    subject.check_count -= 1
+    outbox.add(session, _topic(type(subject)), subject.id, outbox.INSPECT_QUEUE, now)
+
+
+def set_ready(session: Session, check: Check, summary: Mapping[str, Any], now: datetime | None = None) -> None:
+    """The upload may be used; `summary` says what it is. Raises `LeaseLost`."""
+    _close(session, _checked(session, check), "ready", now or now_utc(), summary=storable(summary))
+
+
+def set_refused(session: Session, check: Check, error: Mapping[str, Any], now: datetime | None = None) -> None:
+    """The upload cannot be used; `error` ({code, message, faults}) says why. Raises `LeaseLost`."""
+    _close(session, _checked(session, check), "refused", now or now_utc(), refusal=storable(error))
+
+
+def _close(
+    session: Session, subject: Model | Dataset, state: Literal["ready", "refused"], now: datetime, *,
+    summary: dict[str, Any] | None = None, refusal: dict[str, Any] | None = None,
+) -> None:  # fmt: skip
+    subject.state = state
+    subject.summary = summary
+    subject.refusal = refusal
+    subject.checked_at = now
+    subject.check_token = subject.check_expires_at = None
+    outbox.settle(session, _topic(type(subject)), subject.id)
+
+
+def _checked(session: Session, check: Check) -> Model | Dataset:
+    subject = _locked(session, _table(check.subject_id), check.subject_id)
+    if subject is None or subject.state != "checking" or subject.check_token is None:
+        raise LeaseLost(f"{check.subject_id} is not being checked any more")
+    if not secrets.compare_digest(subject.check_token, check.token):
+        raise LeaseLost(f"{check.subject_id} is being checked by another worker")
+    return subject
+
+
+def _locked(session: Session, table: type[Model] | type[Dataset], subject_id: str) -> Model | Dataset | None:
+    if table is Model:
+        return session.get(Model, subject_id, with_for_update=True, populate_existing=True)
+    return session.get(Dataset, subject_id, with_for_update=True, populate_existing=True)
+
+
+def _table(subject_id: str) -> type[Model] | type[Dataset]:
+    return Model if subject_id.startswith("mdl_") else Dataset
+
+
+def _topic(table: type[Model] | type[Dataset]) -> Topic:
+    return "inspect_model" if table is Model else "inspect_dataset"
