@@ -1,0 +1,45 @@
+"""`python -m worker --queue cpu|gpu|inspect [--gpu N] [--name NAME]`: one worker process, one slot."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from pydantic import ValidationError
+
+from store.settings import Settings
+from worker.context import make_context
+from worker.logs import configure_logs
+from worker.service import serve
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a worker until it is told to stop; the exit status (2: bad usage or settings)."""
+    parser = argparse.ArgumentParser(
+        prog="python -m worker",
+        description="Claim and run jobs (cpu, gpu) or check uploads (inspect), one at a time. SIGTERM gives a running "
+        "job back. Settings are BILLHOOK_ environment variables.",
+    )
+    parser.add_argument("--queue", choices=("cpu", "gpu", "inspect"), required=True, help="what to work on")
+    parser.add_argument("--gpu", type=int, metavar="N", help="number of the GPU that is this worker's slot (queue gpu)")
+    parser.add_argument("--name", help="how this worker is called in records and logs; default: host and process")
+    options = parser.parse_args(arguments)
+    if (options.queue == "gpu") != (options.gpu is not None):
+        parser.error("--gpu N goes with --queue gpu, and --queue gpu needs it: one worker for each GPU")
+    if options.gpu is not None and options.gpu < 0:
+        parser.error("--gpu is the number of a GPU, from 0")
+    try:
+        settings = Settings()
+    except ValidationError as error:
+        for fault in error.errors(include_url=False):
+            name = "_".join(str(part) for part in fault["loc"]).upper()
+            print(f"BILLHOOK_{name}: {fault['msg']}", file=sys.stderr)  # noqa: T201
+        return 2
+    configure_logs(settings.log_level)
+    queues = [options.queue] if options.gpu is None else [options.queue, f"gpu-{options.gpu}"]
+    return serve(make_context(settings, name=options.name, gpu=options.gpu), queues)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

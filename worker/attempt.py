@@ -1,0 +1,358 @@
+"""One attempt at one job: claim it, give a child its inputs, store what it says and leaves, close the job.
+
+Every write shows the lease; from the moment it is lost nothing more is written. A database or storage that does not
+answer is tried again for as long as the lease may still be ours.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import socket
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import structlog
+from sqlalchemy import delete, select
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.orm import Session
+
+from core.errors import BillhookError
+from core.events import STAGES
+from core.job import DatasetInput, JobInputs, ModelInput
+from core.recipe import Recipe, Requirements
+from store import jobs, leases
+from store.columns import now_utc, storable, storable_text
+from store.database import reading, transaction
+from store.errors import LeaseLost, StorageUnavailable
+from store.leases import Lease
+from store.records import Artifact, Attempt, Dataset, Job, Model, TerminalState
+from worker.context import Context
+from worker.environment import environment
+from worker.guard import Order
+from worker.heart import Heart, Held
+from worker.supervisor import Ended, EventLine, supervise
+from worker.workdir import CHECKPOINT_NAME, held_checkpoint, outputs, work_directory
+
+RETRY_SECONDS = 1.0
+PATIENCE_SECONDS = 120.0
+MEDIA_TYPES = {".json": "application/json", ".md": "text/markdown; charset=utf-8"}
+Value = TypeVar("Value")
+
+log = structlog.get_logger("billhook.worker")
+
+
+def run_job(context: Context, job_id: str) -> None:
+    """Do the job, if it is to be had: a message may come late, twice, or for a job that is gone."""
+    with reading(context.engine) as session:
+        job = session.get(Job, job_id)
+    if job is None or job.state != "queued":
+        log.info("nothing to do", job=job_id, state=None if job is None else job.state)
+        return
+    try:
+        device, gpu = context.device_for(job.device)
+        misdirected = None
+    except BillhookError as error:
+        device, gpu, misdirected = "none", None, error
+    with transaction(context.engine) as session:
+        lease = leases.claim(
+            session, job_id, context.name, device, host=socket.gethostname(), environment=environment(),
+            lease_seconds=context.settings.lease_seconds,
+        )  # fmt: skip
+    if lease is None:
+        log.info("nothing to do", job=job_id, state="claimed by another worker")
+        return
+    bound = log.bind(job=job_id, attempt=lease.number)
+    bound.info("claimed", device=device)
+    with heart_of(context, lease) as heart:
+        attempt = RunningAttempt(context, lease, heart, gpu)
+        try:
+            if misdirected is not None:
+                attempt.fail(misdirected.as_dict())
+            else:
+                attempt.run()
+        except LeaseLost:
+            bound.warning("lease lost; nothing more is written")
+        else:
+            bound.info("attempt over")
+
+
+def heart_of(context: Context, lease: Lease) -> Heart:
+    """The heartbeat of a job's lease."""
+
+    def beat() -> Held:
+        with transaction(context.engine) as session:
+            return leases.heartbeat(session, lease)
+
+    def look() -> Held:
+        with reading(context.engine) as session:
+            job = session.get(Job, lease.job_id)
+            if job is None or job.current_attempt_id != lease.attempt_id:
+                return "lost"
+            return "cancelling" if job.state == "cancelling" else "held"
+
+    return Heart(
+        beat, look, interval=context.settings.heartbeat_seconds, lease_seconds=lease.seconds, stopping=context.stopping
+    )
+
+
+class RunningAttempt:
+    """An attempt that is under way."""
+
+    def __init__(self, context: Context, lease: Lease, heart: Heart, gpu: int | None) -> None:
+        self._context = context
+        self._lease = lease
+        self._heart = heart
+        self._gpu = gpu
+        self._stage: str | None = None
+        self._workdir = Path()
+
+    def run(self) -> None:
+        """The whole of it. Raises `LeaseLost` when somebody else has the job."""
+        with work_directory(self._context.work_root, self._lease.attempt_id) as self._workdir:
+            try:
+                self._patiently(self._prepare)
+                ended = supervise(
+                    "run", self._workdir, self._context.limits(self._lease.run_seconds_left), order=self._order,
+                    store=self._store, gpu=self._gpu, command=self._context.command,
+                )  # fmt: skip
+                self._close(ended)
+            except LeaseLost:
+                raise
+            except StorageUnavailable as error:
+                if self._context.stopping.is_set():
+                    self._write(lambda session: leases.release(session, self._lease))
+                else:  # perhaps another worker reaches it
+                    self._died(error.as_dict(), (), "")
+            except BillhookError as error:  # an input that is gone or damaged, or something unfit in state/ or out/
+                self.fail(error.as_dict())
+
+    def fail(self, error: Mapping[str, Any], events: Sequence[EventLine] = (), output_tail: str | None = None) -> None:
+        """Close the job as failed, for good. Raises `LeaseLost`."""
+        self._finish("failed", error=error, events=events, output_tail=output_tail)
+
+    def _order(self) -> Order | None:
+        return self._heart.order()
+
+    # --- before the child ---------------------------------------------------------------------------------------------
+
+    def _prepare(self) -> None:
+        """Fetch the inputs and the latest checkpoint, hashes verified, and write `job.json`."""
+        with reading(self._context.engine) as session:
+            job = session.get_one(Job, self._lease.job_id)
+            model, datasets = jobs.inputs_of(session, job)
+            checkpoint = session.scalars(
+                select(Artifact).where(Artifact.job_id == job.id, Artifact.kind == "checkpoint")
+            ).one_or_none()
+        inputs = JobInputs(
+            model=fetch_model(self._context, model, self._workdir),
+            datasets=tuple(fetch_dataset(self._context, dataset, self._workdir) for dataset in datasets),
+            recipe=Recipe.model_validate(job.recipe),
+            requirements=Requirements.model_validate(job.requirements),
+            device="cpu" if self._gpu is None else "cuda:0",  # the one that its child sees
+            threads=self._context.settings.threads,
+        )
+        if checkpoint is not None and CHECKPOINT_NAME.fullmatch(checkpoint.name):
+            self._context.storage.get_file(checkpoint.sha256, self._workdir / checkpoint.name)
+        (self._workdir / "job.json").write_text(inputs.model_dump_json(), encoding="utf-8")
+
+    # --- while it runs ------------------------------------------------------------------------------------------------
+
+    def _store(self, events: Sequence[EventLine]) -> None:
+        """Store a batch in order. A lost lease ends the child by way of `_order`; what it says then goes nowhere."""
+        try:
+            batch: list[EventLine] = []
+            for event in events:
+                if event[0] == "checkpoint":
+                    self._append(batch)
+                    self._store_checkpoint(event[1])
+                    batch = []
+                else:
+                    batch.append(event)
+            self._append(batch)
+        except LeaseLost:
+            self._heart.lose()
+
+    def _append(self, events: Sequence[EventLine]) -> None:
+        if not events:
+            return
+
+        def write(session: Session) -> None:
+            logged, progress = split_progress(events)
+            leases.append_events(session, self._lease, logged)
+            if progress is not None:
+                leases.set_progress(session, self._lease, **progress)
+            elif (stage := last_stage(logged)) not in (None, self._stage):
+                leases.set_progress(session, self._lease, stage)
+                self._stage = stage
+
+        self._write(write)
+
+    def _store_checkpoint(self, body: Mapping[str, Any]) -> None:
+        """Store the file, then record it: the row never names what is not there. It replaces the one before."""
+        file = body.get("file")
+        with held_checkpoint(self._workdir, file) as held:
+            sha256, size = self._patiently(lambda: self._context.storage.put_file(held))
+        name = str(file)
+
+        def write(session: Session) -> None:
+            leases.append_events(session, self._lease, [("checkpoint", {**body, "sha256": sha256, "bytes": size})])
+            leases.add_artifact(session, self._lease, name, "checkpoint", sha256, size, "application/octet-stream")
+            older = delete(Artifact).where(
+                Artifact.job_id == self._lease.job_id, Artifact.kind == "checkpoint", Artifact.name != name
+            )
+            session.execute(older)
+
+        self._write(write)
+
+    # --- after it -----------------------------------------------------------------------------------------------------
+
+    def _close(self, ended: Ended) -> None:
+        rest = [event for event in ended.rest if event[0] not in ("checkpoint", "progress")]
+        if self._heart.lost or ended.verdict == "lost":
+            raise LeaseLost("the lease was lost while the child ran")
+        log.info("child ended", job=self._lease.job_id, attempt=self._lease.number, verdict=ended.verdict,
+                 peak_memory_bytes=ended.peak_memory_bytes)  # fmt: skip
+        if ended.verdict == "result":
+            self._succeed(ended.body, rest, ended.output_tail)
+        elif ended.verdict == "error":
+            self.fail(error_body(ended.body), rest, ended.output_tail)
+        elif ended.verdict == "cancelled":
+            self._finish("cancelled", events=rest, output_tail=ended.output_tail)
+        elif ended.verdict == "stopped":
+            self._write(lambda session: leases.release(session, self._lease))
+        else:
+            self._died(ended.body, rest, ended.output_tail)
+
+    def _succeed(self, results: Mapping[str, Any], rest: Sequence[EventLine], output_tail: str) -> None:
+        files = outputs(self._workdir)
+        put = self._context.storage.put_file
+        stored = [(path, *self._patiently(partial(put, path))) for path in files]
+
+        def record(session: Session) -> None:
+            for path, sha256, size in stored:
+                media_type = MEDIA_TYPES.get(path.suffix, "application/octet-stream")
+                leases.add_artifact(session, self._lease, path.name, "output", sha256, size, media_type)
+
+        self._finish("succeeded", results=results, events=rest, output_tail=output_tail, before=record)
+
+    def _died(self, error: Mapping[str, Any], rest: Sequence[EventLine], output_tail: str) -> None:
+        """The attempt came to nothing, and as far as we know the job is not to blame: it is tried again."""
+        log.warning("attempt died", job=self._lease.job_id, attempt=self._lease.number, error=error["message"],
+                    output_tail=output_tail)  # fmt: skip
+
+        def write(session: Session) -> None:
+            # the lease ends now, and the reaper's rules hold: queued again, cancelled, or given up as poison
+            now = now_utc()
+            leases.append_events(session, self._lease, [*rest, ("attempt/died", error)], now)
+            leases.heartbeat(session, dataclasses.replace(self._lease, seconds=0.0), now)
+            leases.reap(session, now + timedelta(milliseconds=1))
+            attempt = session.get_one(Attempt, self._lease.attempt_id)
+            attempt.error = storable(error)
+            attempt.output_tail = storable_text(output_tail)
+
+        self._write(write)
+
+    def _finish(
+        self, state: TerminalState, *, results: Mapping[str, Any] | None = None, error: Mapping[str, Any] | None = None,
+        events: Sequence[EventLine] = (), output_tail: str | None = None,
+        before: Callable[[Session], None] | None = None,
+    ) -> None:  # fmt: skip
+        """Close the job in one transaction: files, last events, state. Its checkpoints have served then."""
+
+        def write(session: Session) -> None:
+            if before is not None:
+                before(session)
+            leases.finish(session, self._lease, state, results, error, events=events, output_tail=output_tail)
+            mine = (Artifact.job_id == self._lease.job_id) & (Artifact.kind == "checkpoint")
+            session.execute(delete(Artifact).where(mine))
+
+        self._write(write)
+
+    # --- writing ------------------------------------------------------------------------------------------------------
+
+    def _write(self, write: Callable[[Session], None]) -> None:
+        def once() -> None:
+            with transaction(self._context.engine) as session:
+                write(session)
+
+        self._patiently(once)
+
+    def _patiently(self, action: Callable[[], Value]) -> Value:
+        """`action`, again and again while database or storage do not answer, for two minutes at most.
+
+        Raises `LeaseLost` once that is so, and the error itself when patience or the worker is at its end.
+        """
+        until = time.monotonic() + PATIENCE_SECONDS
+        while True:
+            if self._heart.lost:
+                raise LeaseLost("the lease was lost before this could be written")
+            try:
+                return action()
+            except (OperationalError, StorageUnavailable) as error:
+                if self._context.stopping.is_set() or time.monotonic() > until:
+                    raise
+                log.warning("trying again", job=self._lease.job_id, error=type(error).__name__)
+                self._context.stopping.wait(RETRY_SECONDS)
+
+
+def fetch_model(context: Context, model: Model, workdir: Path) -> ModelInput:
+    """The model's file in `workdir/inputs`, read-only, hash verified. Raises `ArtifactMissing`, `ArtifactCorrupt`."""
+    assert model.sha256 is not None  # only a dataset is ever built in
+    path = _fetch(context, model.sha256, workdir / "inputs" / f"model.{model.format}")
+    return ModelInput.model_validate(
+        {"path": path, "sha256": model.sha256, "format": model.format, "options": model.options}
+    )
+
+
+def fetch_dataset(context: Context, dataset: Dataset, workdir: Path) -> DatasetInput:
+    """The same for a dataset; one that is built in has no file."""
+    path = None
+    if dataset.sha256 is not None:
+        path = _fetch(context, dataset.sha256, workdir / "inputs" / f"{dataset.id}.{dataset.format}")
+    return DatasetInput.model_validate(
+        {"path": path, "sha256": dataset.sha256, "format": dataset.format, "options": dataset.options}
+    )
+
+
+def _fetch(context: Context, sha256: str, path: Path) -> Path:
+    context.storage.get_file(sha256, path)
+    path.chmod(0o444)
+    return path
+
+
+def split_progress(events: Sequence[EventLine]) -> tuple[list[EventLine], dict[str, Any] | None]:
+    """The events for the log, and what the last `progress` among them says: it is a column of the job, not history."""
+    logged = [event for event in events if event[0] != "progress"]
+    bodies = [body for name, body in events if name == "progress"]
+    if not bodies:
+        return logged, None
+    stage = bodies[-1].get("stage")
+    return logged, {
+        "stage": stage if stage in STAGES else None,
+        "progress": _number(bodies[-1].get("fraction")),
+        "eta_seconds": _number(bodies[-1].get("eta_seconds")),
+    }
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def last_stage(events: Sequence[EventLine]) -> str | None:
+    """The stage that the events belong to: the first part of their names."""
+    named = [stage for name, _ in events if (stage := name.partition("/")[0]) in STAGES]
+    return named[-1] if named else None
+
+
+def error_body(body: Mapping[str, Any]) -> dict[str, Any]:
+    """A child's error as {code, message, faults}, whatever else it put there left out."""
+    faults = body.get("faults")
+    return {
+        "code": str(body.get("code", "internal_error"))[:100],
+        "message": str(body.get("message", "the job failed and did not say why"))[:10_000],
+        "faults": faults if isinstance(faults, list) else [],
+    }

@@ -1,0 +1,76 @@
+"""What the tasks of one worker process share."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sqlalchemy import Engine
+
+from core.errors import DeviceUnavailable
+from store.artifacts import ArtifactStore
+from store.database import connect
+from store.settings import Settings
+from worker.guard import Limits
+from worker.supervisor import CHILD
+
+
+@dataclass(frozen=True)
+class Context:
+    """One worker: where its records and files are, and its one slot.
+
+    `gpu` is the number of the GPU that is the slot, None for the CPU. `command` starts a child.
+    """
+
+    settings: Settings
+    engine: Engine
+    storage: ArtifactStore
+    name: str
+    gpu: int | None = None
+    command: Sequence[str] = CHILD
+    stopping: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def work_root(self) -> Path:
+        """Where the work folders are."""
+        return self.settings.data_dir / "work"
+
+    def limits(self, run_seconds: float) -> Limits:
+        """The settings' limits on a child."""
+        return Limits(
+            run_seconds=run_seconds,
+            memory_bytes=self.settings.memory_limit_bytes,
+            disk_bytes=self.settings.disk_limit_bytes,
+            open_files=self.settings.open_files_limit,
+            grace_seconds=self.settings.cancel_grace_seconds,
+        )
+
+    def device_for(self, wanted: str) -> tuple[str, int | None]:
+        """What a job that asks for `wanted` (auto, cpu, cuda:N) runs on here: its name, and the GPU its child sees.
+
+        Raises `DeviceUnavailable` for a GPU that is not this worker's slot.
+        """
+        if wanted == "cpu" or (wanted == "auto" and self.gpu is None):
+            return "cpu", None
+        if wanted not in ("auto", f"cuda:{self.gpu}"):
+            mine = "the CPU" if self.gpu is None else f"cuda:{self.gpu}"
+            raise DeviceUnavailable(f"the job asks for {wanted}, but it reached a worker for {mine}")
+        return f"cuda:{self.gpu}", self.gpu
+
+
+def make_context(
+    settings: Settings, *, name: str | None = None, gpu: int | None = None, command: Sequence[str] = CHILD
+) -> Context:
+    """A context with connections of its own. `name` defaults to host and process."""
+    return Context(
+        settings=settings,
+        engine=connect(settings.database_url, pool_size=settings.database_pool_size),
+        storage=ArtifactStore(settings.storage_url),
+        name=name or f"{socket.gethostname()}:{os.getpid()}",
+        gpu=gpu,
+        command=command,
+    )

@@ -1,0 +1,104 @@
+"""Checks an uploaded model or dataset in a child, and says whether it may be used."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import structlog
+from sqlalchemy.orm import Session
+
+from core.errors import BillhookError
+from core.job import DatasetInput, ModelInput
+from store import uploads
+from store.database import reading, transaction
+from store.errors import ArtifactCorrupt, ArtifactMissing, LeaseLost, StorageUnavailable
+from store.records import Dataset, Model
+from store.uploads import Check
+from worker.attempt import error_body, fetch_dataset, fetch_model
+from worker.context import Context
+from worker.heart import Heart, Held
+from worker.supervisor import Ended, EventLine, supervise
+from worker.workdir import work_directory
+
+log = structlog.get_logger("billhook.worker")
+
+
+def check_upload(context: Context, subject_id: str) -> None:
+    """Check one upload, if it is still to be checked: a message may come late, twice, or for one that is gone."""
+    with transaction(context.engine) as session:
+        check = uploads.claim_check(session, subject_id, seconds=context.settings.lease_seconds)
+    if check is None:
+        log.info("nothing to do", subject=subject_id)
+        return
+    with heart_of(context, check) as heart, work_directory(context.work_root, check.token) as workdir:
+        try:
+            with reading(context.engine) as session:
+                subject = _subject(session, check)
+            if subject is None:
+                log.info("nothing to do", subject=subject_id, state="deleted")
+                return
+            inputs: ModelInput | DatasetInput
+            if isinstance(subject, Model):
+                inputs = fetch_model(context, subject, workdir)
+            else:
+                inputs = fetch_dataset(context, subject, workdir)
+            (workdir / "job.json").write_text(inputs.model_dump_json(), encoding="utf-8")
+            ended = supervise(
+                f"inspect_{check.kind}", workdir, context.limits(context.settings.inspect_seconds_limit),
+                order=heart.order, store=_ignore, command=context.command,
+            )  # fmt: skip
+            _close(context, check, heart, ended)
+        except (ArtifactMissing, ArtifactCorrupt) as error:
+            _refuse(context, check, error)
+        except StorageUnavailable as error:  # the check's lease runs out, and another worker tries
+            log.warning("upload not checked", subject=subject_id, error=error.message)
+        except LeaseLost:
+            log.warning("lease lost; nothing more is written", subject=subject_id)
+
+
+def heart_of(context: Context, check: Check) -> Heart:
+    """The heartbeat of a check's lease."""
+
+    def beat() -> Held:
+        with transaction(context.engine) as session:
+            return "held" if uploads.extend_check(session, check) else "lost"
+
+    def look() -> Held:
+        with reading(context.engine) as session:
+            subject = _subject(session, check)
+            return "held" if subject is not None and subject.check_token == check.token else "lost"
+
+    return Heart(
+        beat, look, interval=context.settings.heartbeat_seconds, lease_seconds=check.seconds, stopping=context.stopping
+    )
+
+
+def _subject(session: Session, check: Check) -> Model | Dataset | None:
+    return session.get(Model if check.kind == "model" else Dataset, check.subject_id)  # type: ignore[return-value]
+
+
+def _ignore(_events: Sequence[EventLine]) -> None:
+    """An upload has no event log."""
+
+
+def _close(context: Context, check: Check, heart: Heart, ended: Ended) -> None:
+    if heart.lost or ended.verdict == "lost":
+        raise LeaseLost("the check's lease was lost while the child ran")
+    log.info("child ended", subject=check.subject_id, verdict=ended.verdict, error=ended.body.get("code"),
+             peak_memory_bytes=ended.peak_memory_bytes)  # fmt: skip
+    if ended.verdict == "died":
+        # another worker tries when the check's lease runs out; after three deaths the store refuses the upload
+        log.warning("child died", subject=check.subject_id, error=ended.body["message"], output_tail=ended.output_tail)
+        return
+    with transaction(context.engine) as session:
+        if ended.verdict == "result":
+            uploads.set_ready(session, check, ended.body)
+        elif ended.verdict == "error":
+            uploads.set_refused(session, check, error_body(ended.body))
+        else:
+            uploads.release_check(session, check)
+
+
+def _refuse(context: Context, check: Check, error: BillhookError) -> None:
+    with transaction(context.engine) as session:
+        uploads.set_refused(session, check, error.as_dict())

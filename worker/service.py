@@ -1,0 +1,59 @@
+"""A worker process: one Celery consumer with one slot, the relay and the reaper.
+
+The pool is one thread. A task only watches a child process: it waits for a pipe, a clock and the database, so a pool of
+processes would add a fork (with its copies of connections and locks) for nothing, and the `solo` pool would keep the
+main thread from answering signals and broker heartbeats for as long as a job runs.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import structlog
+from celery import signals
+
+from worker.app import make_app, queue_named, ringer
+from worker.context import Context
+from worker.loops import start_loops
+from worker.tasks import add_tasks
+from worker.workdir import remove_abandoned
+
+log = structlog.get_logger("billhook.worker")
+
+
+def serve(context: Context, queues: Sequence[str]) -> int:
+    """Consume `queues` until SIGTERM or SIGINT; the exit status.
+
+    A signal ends the running child, gives its job back to be claimed by another worker at once, and ends this process.
+    """
+    if sys.platform != "linux":
+        raise SystemExit("a worker runs on Linux only: it needs /proc and a kernel that ends a child with its parent")
+    for name in remove_abandoned(context.work_root):
+        log.info("removed an abandoned work folder", name=name)
+    app = make_app(context.settings)
+    add_tasks(app, context)
+    app.conf.task_queues = [queue_named(context.settings, name) for name in queues]
+
+    def stop(**_: Any) -> None:
+        context.stopping.set()
+
+    signals.worker_shutting_down.connect(stop, weak=False)  # type: ignore[no-untyped-call]
+    ring = ringer(make_app(context.settings), context.settings)  # its own connection: the consumer's is not shared
+    loops = start_loops(context, ring)
+    log.info("worker started", name=context.name, queues=list(queues), broker=context.settings.broker_url.split(":")[0])
+    worker = app.Worker(
+        hostname=f"billhook@{context.name}", pool="threads", concurrency=1, loglevel=context.settings.log_level.upper(),
+        without_gossip=True, without_mingle=True, without_heartbeat=True, quiet=True,
+    )  # fmt: skip
+    try:
+        worker.start()
+    finally:
+        context.stopping.set()
+        for loop in loops:
+            loop.join(timeout=5)
+        signals.worker_shutting_down.disconnect(stop)  # type: ignore[no-untyped-call]
+        context.engine.dispose()
+    log.info("worker ended", name=context.name)
+    return int(worker.exitcode or 0)
