@@ -2,34 +2,15 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from torch import nn
 
 from core.graph.network import Network
+from core.graph.operators import form_of
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
-
-def convolution_macs(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d, output: tuple[int, ...]) -> int:
-    """`output` is (1, C, ...): every output number takes one MAC per weight of its filter. The bias is not counted."""
-    return math.prod(output) * (layer.in_channels // layer.groups) * math.prod(layer.kernel_size)
-
-
-def linear_macs(layer: nn.Linear, output: tuple[int, ...]) -> int:
-    """`output` is (1, ..., out_features)."""
-    return math.prod(output) * layer.in_features
-
-
-MACS: dict[type[nn.Module], Callable[[Any, tuple[int, ...]], int]] = {
-    nn.Conv1d: convolution_macs,
-    nn.Conv2d: convolution_macs,
-    nn.Conv3d: convolution_macs,
-    nn.Linear: linear_macs,
-}
 
 COUNTED = ["convolutions (1d, 2d, 3d; grouped and depthwise as such)", "linear layers"]
 NOT_COUNTED = ["biases", "BatchNorm", "activations", "pooling and means", "element-wise operations", "softmax", "shapes"]
@@ -68,8 +49,9 @@ def count(network: Network) -> Counts:
     macs = dict.fromkeys(network.layers(), 0)
     for node in network.module.graph.nodes:
         if node.op == "call_module" and node.target in macs:
-            layer = network.module.get_submodule(node.target)
-            macs[node.target] += MACS[type(layer)](layer, node.meta["shape"]) if type(layer) in MACS else 0
+            form = form_of(network.module, node)
+            if form is not None and form.macs is not None:
+                macs[node.target] += form.macs(network.module.get_submodule(node.target), node.meta["shape"])
     for name, layer in network.layers().items():
         params = sum(parameter.numel() for parameter in layer.parameters())
         layers[name] = LayerCount(type(layer).__name__, channels_of(layer), params, macs[name])

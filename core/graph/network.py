@@ -163,8 +163,9 @@ class Network:
 class _Shapes(fx.Interpreter):
     """Runs the graph on the meta device (no memory, no arithmetic) and notes the shape of every node."""
 
-    def __init__(self, module: fx.GraphModule) -> None:
+    def __init__(self, module: fx.GraphModule, batch: int) -> None:
         super().__init__(module)
+        self.batch = batch
         self.found: dict[fx.Node, tuple[int, ...]] = {}
 
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -184,10 +185,9 @@ class _Shapes(fx.Interpreter):
             raise ModelRefused(f"node {n.name!r} does not fit the shapes that reach it: {reason}") from None
         if n.op != "output":
             shape = tuple(result.shape)
-            if math.prod(shape) > MAX_ACTIVATION_ELEMENTS * max(1, shape[0] if shape else 1):
-                raise ModelTooLarge(
-                    f"node {n.name!r} makes {math.prod(shape)} numbers; at most {MAX_ACTIVATION_ELEMENTS} are taken"
-                )
+            if math.prod(shape) > MAX_ACTIVATION_ELEMENTS * self.batch:
+                size = math.prod(shape) // self.batch
+                raise ModelTooLarge(f"node {n.name!r} makes {size} numbers; at most {MAX_ACTIVATION_ELEMENTS} are taken")
             self.found[n] = shape
         return result
 
@@ -201,14 +201,14 @@ def propagate_shapes(module: fx.GraphModule, input_shapes: tuple[tuple[int, ...]
     training = module.training
     module.eval()  # a BatchNorm in training mode refuses one value per channel
     for batch in (1, 2):
-        interpreter = _Shapes(module)
+        interpreter = _Shapes(module, batch)
         interpreter.run(*(torch.empty(batch, *shape, device="meta") for shape in input_shapes))
         seen.append(interpreter.found)
     module.train(training)
     one, two = seen
     for node, shape in one.items():
-        if node.op != "get_attr" and two[node] != (2 * shape[0], *shape[1:]) or (node.op != "get_attr" and shape[0] != 1):
-            raise ModelRefused(f"node {node.name!r} mixes the batch with other dimensions: its batch size cannot be freed")
+        if node.op != "get_attr" and (shape[:1] != (1,) or two[node] != (2, *shape[1:])):
+            raise ModelRefused(f"node {node.name!r} mixes the batch with other dimensions; its size cannot be freed")
         node.meta["shape"] = shape
 
 

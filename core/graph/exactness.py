@@ -1,0 +1,63 @@
+"""The proof that a cut is exact: zero what is removed in the uncut network, and compare with the cut one in float64."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from core.errors import ExactnessFailed
+from core.graph.cuts import Removal, removed_ids
+from core.graph.groups import channel_groups
+from core.graph.network import Network
+from core.report import Check
+
+BOUND = 1e-9
+
+
+def check_cut(network: Network, removal: Removal, cut_network: Network, *inputs: Tensor) -> Check:
+    """Compares `cut_network` with `network` whose consumers read zero from every removed channel.
+
+    Both run in eval mode, in float64, on copies, in front of a final Softmax (a saturated one hides errors). `inputs` are
+    real inputs, (batch, ...). The error is max |a - b| / max |a| over all outputs together; it must not exceed 1e-9.
+
+    Raises `ExactnessFailed` where it does, where an output is not finite, or where all outputs are 0 (nothing is proved).
+    """
+    reference = network.clone().to(torch.float64).eval()
+    zero_consumers(reference, removal)
+    smaller = cut_network.clone().to(torch.float64).eval()
+    with torch.no_grad():
+        wide = [item.to(torch.float64) for item in inputs]
+        error = relative_error(reference.logits(*wide), smaller.logits(*wide))
+    check = Check(
+        name="exactness", error=error, bound=BOUND, images=int(inputs[0].shape[0]), passed=bool(error <= BOUND)
+    )
+    if not check.passed:
+        raise ExactnessFailed(f"the cut network differs from the zeroed one by {error:.3g}; at most {BOUND:.0e} is allowed")
+    return check
+
+
+def zero_consumers(network: Network, removal: Removal) -> None:
+    """Sets to 0, in place, every weight that reads a channel in `removal`. Raises `CutRefused` as `cut` does."""
+    groups = channel_groups(network)
+    removed = removed_ids(groups, removal)
+    for name, layer in network.layers().items():
+        own = groups.analysis.propagation.layers[name]
+        if own.input is None or getattr(layer, "groups", 1) > 1:
+            continue  # what a carrier or a removed group makes is removed as well: it is zeroed where it is consumed
+        weight = layer.get_parameter("weight")
+        places = torch.from_numpy(removed[own.input.numpy()]).to(weight.device)
+        with torch.no_grad():
+            weight[:, places] = 0
+
+
+def relative_error(reference: Tensor | tuple[Tensor, ...], other: Tensor | tuple[Tensor, ...]) -> float:
+    """max |a - b| / max |a| over all outputs. Infinite where an output is not finite, shapes differ, or all of a is 0."""
+    ours = reference if isinstance(reference, tuple | list) else (reference,)
+    theirs = other if isinstance(other, tuple | list) else (other,)
+    if len(ours) != len(theirs) or any(a.shape != b.shape for a, b in zip(ours, theirs, strict=True)):
+        return float("inf")
+    if not all(bool(torch.isfinite(item).all()) for item in (*ours, *theirs)):
+        return float("inf")
+    scale = max(float(a.abs().max()) for a in ours)
+    difference = max(float((a - b).abs().max()) for a, b in zip(ours, theirs, strict=True))
+    return difference / scale if scale > 0 else float("inf")

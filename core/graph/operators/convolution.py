@@ -1,0 +1,108 @@
+"""Conv, 1d to 3d: dense, grouped, depthwise, dilated. ONNX `Conv` <-> `nn.Conv1d | Conv2d | Conv3d`."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from onnx import NodeProto
+from torch import Tensor, fx, nn
+
+from core.graph.ids import LayerIds, Propagation
+from core.graph.operators.form import Form
+from core.graph.operators.windows import same_padding, window_attributes
+from core.graph.tensors import to_numpy
+
+if TYPE_CHECKING:
+    from core.graph.onnx_reading import Reading
+    from core.graph.onnx_writing import Writing
+
+Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
+CLASSES: dict[int, type[Convolution]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+
+
+def read_conv(reading: Reading, node: NodeProto) -> fx.Node:
+    """Conv-1, 11, 22. The weight (and bias) must be constant; padding that differs at the two ends becomes a pad in front."""
+    attributes = reading.attributes(
+        node, kernel_shape=None, strides=None, pads=None, dilations=None, group=1, auto_pad=b"NOTSET"
+    )
+    x = reading.activation(node, 0)
+    weight = reading.weight(node, 1)
+    bias = reading.weight(node, 2) if reading.given(node, 2) else None
+    rank = weight.ndim - 2
+    if rank not in CLASSES or len(x.meta["shape"]) != weight.ndim:
+        raise reading.unknown(node, f"a weight of rank {weight.ndim} on an input of rank {len(x.meta['shape'])}")
+    kernel = tuple(weight.shape[2:])
+    if attributes["kernel_shape"] is not None and tuple(attributes["kernel_shape"]) != kernel:
+        raise reading.refused(node, f"kernel_shape is {attributes['kernel_shape']}, the weight's is {list(kernel)}")
+    window = window_attributes(reading, node, attributes, kernel)
+    begin, end = same_padding(reading, node, attributes, x.meta["shape"][2:], kernel, window)
+    groups = int(attributes["group"])
+    if groups < 1 or weight.shape[0] % groups or weight.shape[1] * groups != x.meta["shape"][1]:
+        shapes = f"group {groups}, a weight of shape {list(weight.shape)} and {x.meta['shape'][1]} input channels"
+        raise reading.refused(node, f"{shapes} do not fit together")
+    if bias is not None and bias.shape != (weight.shape[0],):
+        raise reading.refused(node, f"the bias has shape {list(bias.shape)}, not [{weight.shape[0]}]")
+    if begin != end:
+        amounts = [amount for pair in zip(reversed(begin), reversed(end), strict=True) for amount in pair]
+        x = reading.call(torch.ops.aten.constant_pad_nd.default, x, amounts, 0.0)
+        begin = (0,) * rank
+
+    def make() -> nn.Module:
+        with torch.device("meta"):
+            layer = CLASSES[rank](
+                weight.shape[1] * groups, weight.shape[0], kernel, window.strides, begin, window.dilations, groups,
+                bias is not None,
+            )  # fmt: skip
+        layer.weight = nn.Parameter(reading.tensor(weight))
+        if bias is not None:
+            layer.bias = nn.Parameter(reading.tensor(bias))
+        return layer
+
+    shared = (node.input[1], node.input[2] if bias is not None else "", window, begin, groups)
+    return reading.layer(node, node.input[1], make, x, shared=shared)
+
+
+def conv_rule(p: Propagation, node: fx.Node) -> Tensor:
+    """Dense: consumes the input's channels, makes new ones. Grouped: the channels of a group, in and out, go together."""
+    layer: Convolution = p.submodule(node)
+    channels = p.along(p.ids[node.args[0]], 1)  # type: ignore[index]
+
+    def make() -> LayerIds:
+        output = p.fresh(layer.out_channels)
+        return LayerIds(output, p.fresh(layer.in_channels))
+
+    own = p.layer(str(node.target), make)
+    assert own.input is not None
+    p.unite(own.input, channels)
+    if layer.groups > 1:
+        for ids in (own.input, own.output):
+            rows = ids.reshape(layer.groups, -1)
+            p.unite(rows, rows[:, :1])
+        p.unite(own.input.reshape(layer.groups, -1)[:, 0], own.output.reshape(layer.groups, -1)[:, 0])
+    return p.spread(own.output, node)
+
+
+def conv_macs(layer: Convolution, output: tuple[int, ...]) -> int:
+    """`output` is (1, C, ...): every output number takes one MAC per weight of its filter. The bias is not counted."""
+    return math.prod(output) * (layer.in_channels // layer.groups) * math.prod(layer.kernel_size)
+
+
+def write_conv(writing: Writing, node: fx.Node) -> None:
+    """Conv-1 holds all of it."""
+    layer: Convolution = writing.module.get_submodule(str(node.target))  # type: ignore[assignment]
+    assert not isinstance(layer.padding, str)
+    inputs = [writing.value(node.args[0]), writing.tensor(f"{node.target}.weight", to_numpy(layer.weight))]
+    if layer.bias is not None:
+        inputs.append(writing.tensor(f"{node.target}.bias", to_numpy(layer.bias)))
+    writing.add(
+        "Conv", inputs, node,
+        dilations=list(layer.dilation), group=layer.groups, kernel_shape=list(layer.kernel_size),
+        pads=[*layer.padding, *layer.padding], strides=list(layer.stride),
+    )  # fmt: skip
+
+
+_FORM = Form(conv_rule, write_conv, macs=conv_macs)
+READERS = {"Conv": read_conv}
+FORMS = {nn.Conv1d: _FORM, nn.Conv2d: _FORM, nn.Conv3d: _FORM}
