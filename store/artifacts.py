@@ -104,12 +104,15 @@ class ArtifactStore:
 
     def exists(self, sha256: str) -> bool:
         """Whether the object is there. Raises `StorageUnavailable`."""
+        return self.written(sha256) is not None
+
+    def written(self, sha256: str) -> datetime | None:
+        """When the object was last written; None if it is not there. Raises `StorageUnavailable`."""
         try:
             with _storage_errors(sha256):
-                obstore.head(self._objects, _key(sha256))
+                return obstore.head(self._objects, _key(sha256))["last_modified"]
         except ArtifactMissing:
-            return False
-        return True
+            return None
 
     def list_hashes(self) -> Iterator[tuple[str, datetime]]:
         """Every object's sha256 and when it was last written."""

@@ -1,0 +1,109 @@
+"""Reading JSON bodies: bounded, strict, and with every fault of the document found together."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any, TypeVar
+
+from fastapi import Request
+from pydantic import BaseModel, ValidationError
+from starlette.requests import ClientDisconnect
+
+from api.errors import Refused
+from core.errors import Fault
+from core.recipe import faults_of
+
+Document = TypeVar("Document", bound=BaseModel)
+
+
+async def read_body(request: Request, limit: int) -> bytes:
+    """The whole body. Raises `Refused` (`body_too_large`, `upload_incomplete`)."""
+    check_length(request, limit)
+    body = bytearray()
+    try:
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > limit:
+                raise too_large(limit)
+    except ClientDisconnect:
+        raise Refused("upload_incomplete", "the connection broke before the body was complete") from None
+    return bytes(body)
+
+
+def check_length(request: Request, limit: int, slack: int = 0) -> int | None:
+    """The length that the client announces, refused early if it is over the limit."""
+    announced = request.headers.get("content-length", "")
+    if not (announced.isascii() and announced.isdigit()):
+        return None
+    if len(announced) > 18 or int(announced) > limit + slack:
+        raise too_large(limit)
+    return int(announced)
+
+
+def too_large(limit: int) -> Refused:
+    fault = Fault("", "the body is larger than this server takes", f"at most {limit} bytes")
+    return Refused("body_too_large", f"the body is over the limit of {limit} bytes", faults=[fault])
+
+
+def parse_json(text: bytes | str, pointer: str = "") -> Any:
+    """What JSON text says. Raises `Refused` (`json_invalid`) for anything that is not JSON by the standard (NaN, …)."""
+    try:
+        document = json.loads(text, parse_constant=_no_constant, parse_float=_finite)
+        json.dumps(document, ensure_ascii=False).encode()  # a lone surrogate can be neither stored nor sent on
+        if _has_nul(document):  # PostgreSQL refuses it
+            raise ValueError("text must not hold U+0000")
+    except (ValueError, RecursionError) as error:
+        fault = Fault(pointer, _reason(error), "JSON (RFC 8259)")
+        raise Refused("json_invalid", "the body is not valid JSON", faults=[fault]) from None
+    return document
+
+
+def _has_nul(value: Any) -> bool:
+    if isinstance(value, str):
+        return "\0" in value
+    if isinstance(value, dict):
+        return any("\0" in key or _has_nul(item) for key, item in value.items())
+    return isinstance(value, list) and any(_has_nul(item) for item in value)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return f"{error.msg} at line {error.lineno}, column {error.colno}"
+    if isinstance(error, UnicodeError):
+        return "not UTF-8, or with a lone surrogate"
+    return "nested too deeply" if isinstance(error, RecursionError) else str(error)
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if math.isinf(number):
+        raise ValueError(f"{digits[:20]} is too large for a number")
+    return number
+
+
+def require_json(request: Request) -> None:
+    """Raises `Refused` (`media_type_unsupported`) unless the body is said to be JSON."""
+    if media_type(request) != "application/json":
+        raise Refused(
+            "media_type_unsupported",
+            "the body must be JSON",
+            faults=[Fault("", "the header Content-Type says something else", "Content-Type: application/json")],
+        )
+
+
+def media_type(request: Request) -> str:
+    """The media type of the body, without parameters, in lower case."""
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+def validate(model: type[Document], document: Any, prefix: str = "") -> tuple[Document | None, list[Fault]]:
+    """`document` as `model`, or None and all its faults."""
+    try:
+        return model.model_validate(document), []
+    except ValidationError as error:
+        return None, faults_of(error, prefix=prefix)

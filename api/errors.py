@@ -1,0 +1,161 @@
+"""Every error as an RFC 9457 problem document, and THE table of which code has which status.
+
+What goes out names no path of this machine and shows no traceback; those go to the log.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from http import HTTPStatus
+from typing import Any
+
+import structlog
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from starlette.exceptions import HTTPException
+
+from core.errors import BillhookError, Fault
+
+MEDIA_TYPE = "application/problem+json"
+log = structlog.get_logger()
+
+STATUSES: Mapping[str, int] = {
+    # the request
+    "bad_request": 400,
+    "json_invalid": 400,
+    "multipart_invalid": 400,
+    "parameter_invalid": 400,
+    "upload_incomplete": 400,
+    "unauthenticated": 401,
+    "scope_missing": 403,
+    "not_found": 404,
+    "method_not_allowed": 405,
+    "not_acceptable": 406,
+    "upload_timeout": 408,
+    "length_required": 411,
+    "body_too_large": 413,
+    "media_type_unsupported": 415,
+    "range_not_satisfiable": 416,
+    # what it says
+    "request_invalid": 422,
+    "recipe_invalid": 422,
+    "model_refused": 422,
+    "dataset_refused": 422,
+    "idempotency_key_reused": 422,
+    # what it meets
+    "illegal_transition": 409,
+    "in_use": 409,
+    "input_not_ready": 409,
+    "job_not_succeeded": 409,
+    "job_terminal": 409,
+    # what failed here
+    "internal_error": 500,
+    "artifact_corrupt": 500,
+    "artifact_missing": 500,
+    "database_unavailable": 503,
+    "storage_unavailable": 503,
+    "not_ready": 503,
+    "storage_full": 507,
+}
+_OF_STATUS: Mapping[int, str] = {
+    400: "bad_request",
+    404: "not_found",
+    405: "method_not_allowed",
+    406: "not_acceptable",
+    413: "body_too_large",
+    415: "media_type_unsupported",
+    416: "range_not_satisfiable",
+}
+RETRY_AFTER_SECONDS: Mapping[str, int] = {
+    "input_not_ready": 2,
+    "database_unavailable": 5,
+    "storage_unavailable": 5,
+    "not_ready": 5,
+    "storage_full": 60,
+}
+
+
+class Refused(BillhookError):
+    """What the API itself refuses; `code` is one of `STATUSES`."""
+
+    def __init__(
+        self, code: str, message: str, *, faults: Iterable[Fault] = (), headers: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(message, faults=faults)
+        self.code = code
+        self.headers = dict(headers or {})
+
+
+def problem(
+    code: str, detail: str, *, faults: Sequence[Fault] = (), headers: Mapping[str, str] | None = None
+) -> JSONResponse:
+    """The problem document for `code`, with its status from `STATUSES`; a code that is not there is a fault of ours."""
+    status = STATUSES.get(code, 500)
+    body = {
+        "type": f"urn:billhook:problem:{code}",
+        "title": HTTPStatus(status).phrase,
+        "status": status,
+        "detail": detail,
+        "code": code,
+        "faults": [fault.as_dict() for fault in faults],
+    }
+    request_id = structlog.contextvars.get_contextvars().get("request_id")
+    if request_id:
+        body["instance"] = f"urn:billhook:request:{request_id}"
+    sent = dict(headers or {})
+    if code in RETRY_AFTER_SECONDS:
+        sent.setdefault("Retry-After", str(RETRY_AFTER_SECONDS[code]))
+    return JSONResponse(body, status_code=status, headers=sent, media_type=MEDIA_TYPE)
+
+
+def problem_of(error: Exception) -> JSONResponse:
+    """The problem document that an exception stands for. One that nobody foresaw is logged and says nothing."""
+    if isinstance(error, BillhookError):
+        if STATUSES.get(error.code, 500) >= 500:
+            log.error("request failed", code=error.code, exc_info=error)
+        headers = error.headers if isinstance(error, Refused) else None
+        if error.code not in STATUSES:
+            return problem("internal_error", "something went wrong here; the log says what")
+        return problem(error.code, error.message, faults=error.faults, headers=headers)
+    if isinstance(error, RequestValidationError):
+        return _invalid_parameters(error)
+    if isinstance(error, HTTPException):
+        code = _OF_STATUS.get(error.status_code, "bad_request" if error.status_code < 500 else "internal_error")
+        return problem(code, _DETAILS.get(code, str(error.detail)), headers=error.headers)
+    if isinstance(error, OperationalError | InterfaceError | PoolTimeout) or (
+        isinstance(error, DBAPIError) and error.connection_invalidated
+    ):
+        log.error("the database does not answer", exc_info=error)
+        return problem("database_unavailable", "the database does not answer; try again")
+    log.error("unexpected error", exc_info=error)
+    return problem("internal_error", "something went wrong here; the log says what")
+
+
+_DETAILS: Mapping[str, str] = {
+    "not_found": "there is nothing at this address",
+    "method_not_allowed": "this address does not know that method; see the header Allow",
+}
+
+
+def _invalid_parameters(error: RequestValidationError) -> JSONResponse:
+    """Bodies are validated by the routes themselves, so this is about parameters of the query, path and headers."""
+    faults = []
+    for item in error.errors():
+        name = str(item["loc"][-1])
+        context: dict[str, Any] = item.get("ctx", {})
+        expected = context.get("expected")
+        faults.append(Fault(f"/{name}", f"the parameter {name}: {item['msg']}", None if expected is None else expected))
+    return problem("parameter_invalid", f"{len(faults)} parameter(s) cannot be used", faults=faults)
+
+
+def install(app: FastAPI) -> None:
+    """Every exception that a route raises, the framework's own too, becomes a problem document."""
+
+    async def handle(_request: Request, error: Exception) -> JSONResponse:
+        return problem_of(error)
+
+    for kind in (BillhookError, RequestValidationError, HTTPException):
+        app.add_exception_handler(kind, handle)

@@ -1,0 +1,128 @@
+"""Models: upload, list, read, delete."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request, Response
+from starlette.concurrency import run_in_threadpool
+
+from api.bodies import validate
+from api.errors import Refused
+from api.openapi import MODEL_UPLOAD
+from api.pages import PageSize, PageToken, cut
+from api.schemas import ModelOut, ModelPage
+from api.services import Caller, Services, Shared, Wait
+from api.uploads import Received, receive_upload
+from core.errors import Fault
+from core.job import ARCHITECTURES, ModelOptions
+from store import uploads
+from store.database import transaction
+from store.records import Model, UploadState
+
+router = APIRouter(prefix="/v1/models", tags=["models"])
+FORMATS = {".onnx": "onnx", ".safetensors": "safetensors"}
+FIELDS = frozenset({"architecture", "input_shape"})
+Sha256 = Annotated[str | None, Query(pattern="^[0-9a-f]{64}$", description="only those with this content")]
+
+
+@router.post("", status_code=201, openapi_extra=MODEL_UPLOAD)
+async def upload_model(
+    request: Request, response: Response, services: Shared, caller: Caller, wait: Wait = 0
+) -> ModelOut:
+    """Upload a model: 201, or 200 if it is known already. It is then checked; `?wait=` waits for the outcome."""
+    async with receive_upload(request, services.settings, FORMATS, FIELDS) as received:
+        model, new = await run_in_threadpool(_store, services, caller.owner, received)
+    response.status_code = 201 if new else 200
+    response.headers["Location"] = f"/v1/models/{model.id}"
+    return await _checked(request, services, caller.owner, model.id, wait)
+
+
+def _store(services: Services, owner: str, received: Received) -> tuple[Model, bool]:
+    format = FORMATS[_extension(received.filename)]
+    options, faults = _options(format, received.fields)
+    if options is None or faults:
+        raise Refused("request_invalid", "the options of the model cannot be used", faults=faults)
+    # the bytes first: a record must never point at nothing; bytes without a record are swept away
+    services.artifacts.put_hashed(received.path, received.sha256, received.bytes)
+    with transaction(services.engine) as session:
+        return uploads.create_model(
+            session, owner=owner, sha256=received.sha256, bytes=received.bytes, filename=received.filename,
+            format=format, options=options.model_dump(mode="json"),
+        )  # fmt: skip
+
+
+def _extension(filename: str) -> str:
+    return "." + filename.rpartition(".")[2].lower()
+
+
+def _options(format: str, fields: Mapping[str, str]) -> tuple[ModelOptions | None, list[Fault]]:
+    document: dict[str, Any] = dict(fields)
+    faults: list[Fault] = []
+    shape = "three integers with commas between them: channels,height,width"
+    if "input_shape" in document:
+        text = document.pop("input_shape")
+        if re.fullmatch(r"\s*\d{1,6}\s*(,\s*\d{1,6}\s*){2}", text, re.ASCII):
+            document["input_shape"] = [int(part) for part in text.split(",")]
+        else:
+            faults.append(Fault("/input_shape", f"{text[:60]!r} is no shape", shape))
+    options, found = validate(ModelOptions, document)
+    faults += found
+    expected = {"architecture": f"one of {', '.join(ARCHITECTURES)}", "input_shape": shape}
+    if format == "safetensors":
+        faults += [
+            Fault(f"/{name}", "a safetensors file holds weights only: this is needed too", expected[name])
+            for name in sorted(FIELDS - set(fields))
+        ]
+        if options is not None and options.architecture is not None and options.architecture not in ARCHITECTURES:
+            faults.append(Fault("/architecture", "unknown architecture", expected["architecture"]))
+    else:
+        faults += [
+            Fault(f"/{name}", f"a file of the format {format} says this itself", "leave it out")
+            for name in sorted(FIELDS & set(fields))
+        ]
+    return options, faults
+
+
+async def _checked(request: Request, services: Services, owner: str, model_id: str, wait: float) -> ModelOut:
+    model = await services.wait(
+        request,
+        lambda session: uploads.get(session, Model, owner, model_id),
+        lambda found: found.state != "checking",
+        wait,
+    )
+    return ModelOut.of(model)
+
+
+@router.get("")
+def list_models(
+    services: Shared,
+    caller: Caller,
+    sha256: Sha256 = None,
+    state: UploadState | None = None,
+    page_size: PageSize = 50,
+    page_token: PageToken = None,
+) -> ModelPage:
+    """Your models, newest first."""
+    found = services.read(
+        lambda session: uploads.find(
+            session, Model, caller.owner, sha256=sha256, state=state, before=page_token, limit=page_size + 1
+        )
+    )
+    items, token = cut(found, page_size)
+    return ModelPage(items=[ModelOut.of(model) for model in items], next_page_token=token)
+
+
+@router.get("/{model_id}")
+async def get_model(request: Request, model_id: str, services: Shared, caller: Caller, wait: Wait = 0) -> ModelOut:
+    """One model; `?wait=` waits until it has been checked."""
+    return await _checked(request, services, caller.owner, model_id, wait)
+
+
+@router.delete("/{model_id}", status_code=204)
+def delete_model(model_id: str, services: Shared, caller: Caller) -> None:
+    """Delete a model that no unfinished job needs. Finished jobs keep their records and files."""
+    with transaction(services.engine) as session:
+        uploads.delete(session, Model, caller.owner, model_id)

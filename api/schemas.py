@@ -1,0 +1,277 @@
+"""What goes in and out as JSON. `api/openapi.py` describes the bodies that the routes read themselves."""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, field_validator
+
+from core.job import DatasetOptions, ModelOptions, Preprocess, Splits
+from core.recipe import Recipe, Requirements
+from store.records import Artifact, Attempt, Dataset, Event, Job, JobState, Model, UploadState
+
+Text = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]*$")]
+Tag = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x20\x7f,]+$", max_length=100)]
+DEVICE = re.compile(r"auto|cpu|cuda:[0-9]{1,3}", re.ASCII)
+
+
+class _In(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class _Out(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+# --- in --------------------------------------------------------------------------------------------------------------
+
+
+class DatasetRequest(_In):
+    """A dataset that is built in. Others are uploaded."""
+
+    uri: Literal["builtin:digits"]
+    format: Literal["digits"] | None = None
+    preprocess: Preprocess = Preprocess()
+    splits: Splits = Splits()
+
+
+class JobRequest(_In):
+    """What to do with which model and dataset."""
+
+    model: str = Field(description="id of a model that is ready", examples=["mdl_…"])
+    datasets: tuple[str, ...] = Field(min_length=1, max_length=1, description="ids of datasets that are ready")
+    recipe: str | dict[str, JsonValue] = Field(description="the name of a ready-made recipe, or a recipe document")
+    name: Annotated[Text, Field(max_length=200)] = Field("", description="may be hierarchical: team/model/try")
+    kind: Annotated[Text, Field(min_length=1, max_length=64)] = "prune"
+    tags: tuple[Tag, ...] = Field((), max_length=20)
+    requirements: Requirements = Field(Requirements(), description="override the recipe's own field by field")
+    device: str = Field("auto", pattern=f"^({DEVICE.pattern})$", description="auto, cpu or cuda:N")
+
+    @field_validator("tags", mode="after")
+    @classmethod
+    def _each_once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(value)) != len(value):
+            raise ValueError("a tag is there twice")
+        return value
+
+
+# --- out: uploads ----------------------------------------------------------------------------------------------------
+
+
+class FaultOut(_Out):
+    pointer: str
+    message: str
+    expected: str | None = None
+
+
+class Reason(BaseModel):
+    """Why an upload was refused, or a job or attempt failed."""
+
+    code: str
+    message: str
+    faults: list[FaultOut] = []
+
+
+class ProblemOut(_Out):
+    """RFC 9457. `code` is stable; `faults` lists everything that was found."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+    faults: list[FaultOut]
+    instance: str | None = None
+
+
+class Summary(BaseModel):
+    """What a worker found in the upload."""
+
+    model_config = ConfigDict(extra="allow")
+
+    sha256: str | None = None
+
+
+class _UploadOut(_Out):
+    id: str
+    sha256: str | None
+    filename: str
+    format: str
+    bytes: int
+    state: UploadState
+    refusal: Reason | None
+    summary: Summary | None
+    created_at: datetime
+
+
+class ModelOut(_UploadOut):
+    options: ModelOptions
+
+    @classmethod
+    def of(cls, model: Model) -> ModelOut:
+        return cls.model_validate(_upload(model))
+
+
+class DatasetOut(_UploadOut):
+    uri: str
+    options: DatasetOptions
+
+    @classmethod
+    def of(cls, dataset: Dataset) -> DatasetOut:
+        return cls.model_validate({**_upload(dataset), "uri": dataset.uri})
+
+
+def _upload(row: Model | Dataset) -> dict[str, Any]:
+    names = ("id", "sha256", "filename", "format", "bytes", "state", "refusal", "summary", "created_at", "options")
+    return {name: getattr(row, name) for name in names}
+
+
+class ModelPage(_Out):
+    items: list[ModelOut]
+    next_page_token: str | None
+
+
+class DatasetPage(_Out):
+    items: list[DatasetOut]
+    next_page_token: str | None
+
+
+# --- out: jobs -------------------------------------------------------------------------------------------------------
+
+
+class AttemptOut(_Out):
+    number: int
+    host: str
+    device: str
+    started_at: datetime
+    ended_at: datetime | None
+    outcome: Literal["succeeded", "failed", "cancelled", "lost", "released"] | None
+    error: Reason | None
+
+    @classmethod
+    def of(cls, attempt: Attempt) -> AttemptOut:
+        return cls.model_validate({name: getattr(attempt, name) for name in cls.model_fields})
+
+
+class Results(BaseModel):
+    """The report in short."""
+
+    model_config = ConfigDict(extra="allow")
+
+    ratios: dict[str, float] | None = Field(None, description="pruned / original; accuracy_drop = original - pruned")
+    target_met: bool | None = None
+    requirements_met: bool | None = None
+
+
+class Links(_Out):
+    self: str
+    events: str
+    report: str
+    artifacts: str
+
+
+class JobOut(_Out):
+    id: str
+    name: str
+    kind: str
+    tags: list[str]
+    model: str
+    datasets: list[str]
+    recipe: Recipe
+    requirements: Requirements
+    device: str
+    state: JobState
+    stage: str | None
+    progress: float = Field(ge=0, le=1)
+    eta_seconds: float | None
+    results: Results | None
+    error: Reason | None
+    attempts: list[AttemptOut]
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    links: Links
+
+    @classmethod
+    def of(cls, job: Job, attempts: list[Attempt]) -> JobOut:
+        here = f"/v1/jobs/{job.id}"
+        same = ("id", "name", "kind", "tags", "recipe", "requirements", "device", "state", "stage", "progress",
+                "eta_seconds", "results", "error", "created_at", "started_at", "finished_at")  # fmt: skip
+        return cls.model_validate(
+            {name: getattr(job, name) for name in same}
+            | {
+                "model": job.model_id,
+                "datasets": job.dataset_ids,
+                "attempts": [AttemptOut.of(attempt) for attempt in attempts],
+                "links": {
+                    "self": here,
+                    "events": f"{here}/events",
+                    "report": f"{here}/report",
+                    "artifacts": f"{here}/artifacts",
+                },
+            }
+        )
+
+
+class JobPage(_Out):
+    items: list[JobOut]
+    next_page_token: str | None
+
+
+class EventOut(_Out):
+    seq: int
+    attempt: int | None = Field(description="number of the attempt; null: the service itself")
+    name: str
+    body: dict[str, JsonValue]
+    created_at: datetime
+
+    @classmethod
+    def of(cls, event: Event) -> EventOut:
+        return cls.model_validate({name: getattr(event, name) for name in cls.model_fields})
+
+
+class EventPage(_Out):
+    items: list[EventOut]
+    next_after: int | None = Field(description="the `after` of the next page; null: that was all, so far")
+
+
+class ArtifactOut(_Out):
+    name: str
+    kind: str
+    sha256: str
+    bytes: int
+    media_type: str
+
+    @classmethod
+    def of(cls, artifact: Artifact) -> ArtifactOut:
+        return cls.model_validate({name: getattr(artifact, name) for name in cls.model_fields})
+
+
+class ArtifactPage(_Out):
+    items: list[ArtifactOut]
+    next_page_token: None = None
+
+
+# --- out: recipes, health --------------------------------------------------------------------------------------------
+
+
+class RecipeInfo(_Out):
+    name: str
+    description: str | None
+
+
+class RecipePage(_Out):
+    items: list[RecipeInfo]
+    next_page_token: None = None
+
+
+class Health(_Out):
+    status: Literal["ok"] = "ok"
+
+
+class Readiness(_Out):
+    status: Literal["ready"] = "ready"
+    database: Literal["ok"] = "ok"
+    storage: Literal["ok"] = "ok"

@@ -1,0 +1,131 @@
+"""Is this job one that can be done? Everything that is wrong with a request is found in one go."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from sqlalchemy.orm import Session
+
+from api.bodies import validate
+from api.errors import Refused
+from api.fit import fit_faults
+from api.recipe_files import RecipeFiles
+from api.schemas import DEVICE, JobRequest
+from core.errors import Fault, RecipeInvalid
+from core.recipe import Recipe, parse_recipe
+from store import uploads
+from store.errors import NotFound
+from store.records import Dataset, Model
+
+Subject = TypeVar("Subject", Model, Dataset)
+
+
+@dataclass(frozen=True)
+class Submission:
+    """A request that is right, with its recipe resolved and its queue chosen."""
+
+    request: JobRequest
+    recipe: Recipe
+    recipe_name: str | None
+    queue: str
+
+
+def check(session: Session, owner: str, document: Any, recipes: RecipeFiles, queues: Iterable[str]) -> Submission:
+    """The submission that `document` (parsed JSON) describes.
+
+    Raises `Refused`: `request_invalid` or, if only the recipe is wrong, `recipe_invalid`, with all faults;
+    `input_not_ready` if all is well but an upload has not been checked yet.
+    """
+    if not isinstance(document, dict):
+        fault = Fault("", f"the body is a JSON object, not {type(document).__name__}", "an object with model, datasets")
+        raise Refused("request_invalid", "the request is not an object", faults=[fault])
+    request, faults = validate(JobRequest, document)
+    faults = [fault for fault in faults if "recipe" not in document or not fault.pointer.startswith("/recipe")]
+    recipe, recipe_name, found = _recipe(document, recipes)
+    faults += found
+    queue, found = _queue(document.get("device", "auto"), tuple(queues))
+    faults += found
+    waiting: list[str] = []
+    model = _subject(session, Model, owner, document.get("model"), "/model", faults, waiting)
+    given = document.get("datasets")
+    for position, dataset_id in enumerate(given if isinstance(given, list) else []):
+        pointer = f"/datasets/{position}"
+        dataset = _subject(session, Dataset, owner, dataset_id, pointer, faults, waiting)
+        if model is not None and dataset is not None:
+            faults += fit_faults(model.summary, dataset.summary, dataset.options, pointer)
+    if faults:
+        of_recipe = all(fault.pointer.startswith("/recipe") for fault in faults)
+        raise Refused(
+            "recipe_invalid" if of_recipe else "request_invalid",
+            f"the {'recipe' if of_recipe else 'request'} has {len(faults)} fault(s)",
+            faults=faults,
+        )
+    if waiting:
+        raise Refused("input_not_ready", f"still being checked: {', '.join(waiting)}; try again soon")
+    assert request is not None
+    assert recipe is not None
+    assert queue is not None  # each None left a fault
+    return Submission(request, recipe, recipe_name, queue)
+
+
+def _recipe(document: dict[str, Any], recipes: RecipeFiles) -> tuple[Recipe | None, str | None, list[Fault]]:
+    given = document.get("recipe")
+    if "recipe" not in document:
+        return None, None, []  # said already: the field is required
+    if isinstance(given, str):
+        return _named_recipe(given, recipes)
+    if not isinstance(given, dict):
+        fault = Fault("/recipe", f"a recipe is a name or an object, not {type(given).__name__}", "a name or an object")
+        return None, None, [fault]
+    try:
+        return parse_recipe(given, prefix="/recipe"), None, []
+    except RecipeInvalid as error:
+        return None, None, list(error.faults)
+
+
+def _named_recipe(name: str, recipes: RecipeFiles) -> tuple[Recipe | None, str | None, list[Fault]]:
+    try:
+        recipe = recipes.get(name)
+    except RecipeInvalid as error:
+        return None, None, [Fault("/recipe", f"the recipe {name} of this server is not valid: {error.message}")]
+    if recipe is None:
+        return None, None, [Fault("/recipe", "there is no recipe of that name", f"one of {', '.join(recipes.valid())}")]
+    return recipe, name, []
+
+
+def _queue(device: Any, queues: tuple[str, ...]) -> tuple[str | None, list[Fault]]:
+    """The queue whose workers have the device."""
+    if not isinstance(device, str) or not DEVICE.fullmatch(device):
+        return None, []  # said already: the pattern
+    if device == "auto":
+        return ("gpu" if "gpu" in queues else queues[0]), []
+    queue = "cpu" if device == "cpu" else "gpu"
+    if queue in queues:
+        return queue, []
+    there = "cpu" if "cpu" in queues else "cuda:N"
+    return None, [Fault("/device", f"this installation has no {queue} workers", f"auto or {there}")]
+
+
+def _subject(
+    session: Session, table: type[Subject], owner: str, subject_id: Any, pointer: str, faults: list[Fault],
+    waiting: list[str],
+) -> Subject | None:  # fmt: skip
+    """The model or dataset if it is ready; else why not, in `faults` or `waiting`."""
+    if not isinstance(subject_id, str):
+        return None  # said already: the type
+    kind = table.__name__.lower()
+    try:
+        subject = uploads.get(session, table, owner, subject_id)
+    except NotFound:
+        faults.append(Fault(pointer, f"there is no {kind} {subject_id[:60]}", f"the id of a {kind} that is ready"))
+        return None
+    if subject.state == "refused":
+        reason = (subject.refusal or {}).get("message", "no reason was given")
+        faults.append(Fault(pointer, f"the {kind} was refused: {reason}", f"a {kind} whose state is ready"))
+        return None
+    if subject.state == "checking":
+        waiting.append(subject_id)
+        return None
+    return subject
