@@ -1,0 +1,3 @@
+from billhook.cli.app import run
+
+run()

@@ -1,0 +1,161 @@
+"""`billhook jobs`, `billhook report` and `billhook download`."""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.text import Text
+
+from billhook.cli import tables
+from billhook.cli.progress import ProgressDisplay
+from billhook.cli.session import MISSED, OK, Session, command
+from billhook.results import Job
+
+JobId = Annotated[str, typer.Argument(metavar="JOB_ID")]
+
+jobs = typer.Typer(name="jobs", no_args_is_help=True, help="List, show, watch and cancel jobs; read their events.")
+
+
+class ReportFormat(StrEnum):
+    TABLE = "table"
+    MARKDOWN = "markdown"
+    JSON = "json"
+
+
+@command(jobs, "list")
+def list_jobs(
+    session: Session,
+    state: Annotated[str | None, typer.Option(
+        metavar="STATE", help="queued, running, cancelling, succeeded, failed or cancelled.",
+    )] = None,
+    name: Annotated[str | None, typer.Option(metavar="PREFIX", help="With names that begin so.")] = None,
+    tag: Annotated[str | None, typer.Option(metavar="TAG", help="With this tag.")] = None,
+    limit: Annotated[int, typer.Option(metavar="N", min=1, help="At most so many, the newest.")] = 20,
+) -> None:  # fmt: skip
+    """List your jobs, newest first.
+
+    \b
+    Example:
+      billhook jobs list --state failed --tag nightly
+    """
+    items = list(session.client.list_jobs(state=state, name=name, tag=tag, limit=limit))
+    session.show([each.raw for each in items], lambda: tables.jobs(items))
+
+
+@command(jobs, "show")
+def show_job(session: Session, job: JobId) -> None:
+    """Show a job: what was asked, how far it is, its attempts, its results or why it failed."""
+    found = session.client.get_job(job)
+    session.show(found.raw, lambda: tables.fields(found.raw))
+
+
+@command(jobs, "watch")
+def watch_job(
+    session: Session,
+    job: JobId,
+    timeout: Annotated[float | None, typer.Option(
+        metavar="SECONDS", min=0, help="Stop watching and exit with 1 when it takes longer. The job goes on.",
+    )] = None,
+) -> int:  # fmt: skip
+    """Watch a job until it is over; exits as `billhook prune` would.
+
+    Ctrl-C stops watching, not the job: that is `billhook jobs cancel`.
+    """
+    last: Job | None = None
+    with ProgressDisplay(session.err) as display:
+        for update in session.client.watch_job(job, timeout=timeout):
+            last = update.job
+            display.show_job(update.job, update.events)
+    assert last is not None  # the last update is that of a job that is over
+    last.raise_for_state()
+    session.show(last.raw, f"{last.id} succeeded; see: billhook report {last.id}")
+    if not (last.results or {}).get("requirements_met", True):
+        session.note("missed: the result misses the requirements")
+        return MISSED
+    return OK
+
+
+@command(jobs, "cancel")
+def cancel_job(session: Session, job: JobId) -> None:
+    """Cancel a job. It stops within seconds."""
+    cancelled = session.client.cancel_job(job)
+    session.show(cancelled.raw, f"{cancelled.id}: {cancelled.state}")
+
+
+@command(jobs, "events")
+def show_events(
+    session: Session,
+    job: JobId,
+    after: Annotated[int, typer.Option(metavar="SEQ", min=0, help="Only events with a higher number.")] = 0,
+) -> None:
+    """Print the job's event log: all that it did, in order.
+
+    With --json the document is a list of events: number, attempt, name, body
+    and time.
+    """
+    events = session.client.list_events(job, after=after)
+    if session.json:
+        session.print_json([event.raw for event in events])
+        return
+    for event in events:
+        body = json.dumps(event.body, ensure_ascii=False)
+        line = f"{event.seq:>6}  {tables.moment(event.created_at)}  {event.name}  {body}"
+        session.out.print(Text(line), soft_wrap=True)
+
+
+def add_to(app: typer.Typer) -> None:
+    app.add_typer(jobs)
+    command(app, "report", json=False)(report)
+    command(app, "download")(download)
+
+
+def report(
+    session: Session,
+    job: JobId,
+    format: Annotated[ReportFormat, typer.Option(help="How to print it.")] = ReportFormat.TABLE,
+) -> int:
+    """Print what a job measured: original and pruned, side by side.
+
+    \b
+    Examples:
+      billhook report job_… --format markdown > report.md
+      billhook report job_… --format json | jq .ratios
+
+    Exits with 3 where the result misses its requirements.
+    """
+    found = session.client.get_report(job)
+    match format:
+        case ReportFormat.TABLE:
+            session.out.print(tables.report(found))
+        case ReportFormat.MARKDOWN:
+            session.out.file.write(session.client.get_report_markdown(job))
+        case ReportFormat.JSON:
+            session.print_json(found.raw)
+    return OK if found.requirements_met else MISSED
+
+
+def download(
+    session: Session,
+    job: JobId,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Which of the job's files.")] = "pruned.onnx",
+    output: Annotated[Path | None, typer.Option(
+        "--output", "-o", metavar="FILE", help="Where it goes; default: its own name, in this folder.",
+    )] = None,
+) -> None:  # fmt: skip
+    """Download a file of a job and verify its checksum.
+
+    pruned.onnx, report.json, report.md, plan.json, weights.safetensors or
+    recipe.json. The target is replaced in one go once the checksum is right; a
+    broken connection is resumed.
+    """
+    with ProgressDisplay(session.err) as display:
+        file = session.client.download_artifact(
+            job, name, output,
+            on_bytes=lambda done, total: display.show("download", done / total if total else None),
+        )  # fmt: skip
+    document = {"output": str(file.path), "sha256": file.sha256, "bytes": file.bytes}
+    session.show(document, f"{file.path}: {tables.size(file.bytes)}, sha256 {file.sha256}")

@@ -1,0 +1,201 @@
+"""`billhook prune`: the one that pipelines use."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from billhook.cli import tables
+from billhook.cli.progress import ProgressDisplay
+from billhook.cli.session import MISSED, OK, Session, command
+from billhook.errors import InputInvalid, RequirementsMissed
+from billhook.operations.jobs import Recipe, read_document
+from billhook.operations.prune import Progress
+from billhook.results import Job, Pruned
+
+_REQUIREMENT = re.compile(r"\s*([a-z_]+)\s*(<=|>=|<|>)\s*([0-9.eE+-]+)\s*")
+_RECIPE_FILE = re.compile(r".*(/|\\|\.ya?ml$|\.json$)")
+REPORT_SUFFIXES = (".md", ".json")
+
+
+def add_to(app: typer.Typer) -> None:
+    command(app, "prune")(prune)
+
+
+def prune(
+    session: Session,
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="An ONNX or safetensors file, or the id of a model.")],
+    data: Annotated[str, typer.Option(
+        "--data", metavar="DATASET",
+        help="A zip or npz file, a folder of images (one folder per class), builtin:digits, or the id of a dataset.",
+    )],
+    recipe: Annotated[str, typer.Option(
+        "--recipe", metavar="NAME|FILE", help="A ready-made recipe by name, or your own (.yaml, .json).",
+    )],
+    output: Annotated[Path, typer.Option(
+        "--output", "-o", metavar="FILE", help="Where the pruned network goes. Replaced if it is there.",
+    )],
+    architecture: Annotated[str | None, typer.Option(
+        metavar="NAME", help="For safetensors: what the weights are of, e.g. resnet20.",
+    )] = None,
+    input_shape: Annotated[str | None, typer.Option(
+        metavar="C,H,W", help="For safetensors: the shape of the input, e.g. 3,32,32.",
+    )] = None,
+    preprocess: Annotated[str | None, typer.Option(
+        metavar="FILE|JSON", help="From images to the model's input: size, mean, std, channels, layout, class_order.",
+    )] = None,
+    splits: Annotated[str | None, typer.Option(
+        metavar="FILE|JSON", help="Shares of validation and test where the data has none: validation, test, seed.",
+    )] = None,
+    require: Annotated[list[str] | None, typer.Option(
+        metavar="'NAME<=NUMBER'", help="What the result must keep to. Repeat it for more than one.",
+    )] = None,
+    name: Annotated[str | None, typer.Option(metavar="NAME", help="Name of the job; may hold / as a path.")] = None,
+    tag: Annotated[list[str] | None, typer.Option(metavar="TAG", help="A tag of the job; repeat it for more.")] = None,
+    device: Annotated[str | None, typer.Option(metavar="auto|cpu|cuda:N", help="Where the server works on it.")] = None,
+    timeout: Annotated[float | None, typer.Option(
+        metavar="SECONDS", min=0, help="Cancel the job and exit with 1 when all of it takes longer.",
+    )] = None,
+    report: Annotated[Path | None, typer.Option(
+        metavar="FILE", help="Also write the report there: Markdown (.md) or JSON (.json).",
+    )] = None,
+) -> int:  # fmt: skip
+    """Prune a model on the server, and download the smaller ONNX file.
+
+    Uploads what the server has not seen (by hash), waits until it has been
+    checked, starts the job, shows how far it is, downloads the result,
+    verifies its checksum, and prints a table of before and after. The result
+    is a drop-in replacement: the same inputs, outputs and opset.
+
+    Ctrl-C cancels the job on the server; a second one leaves at once.
+
+    \b
+    Examples:
+      billhook prune model.onnx --data builtin:digits \\
+          --recipe filter_norm_half --output pruned.onnx
+      billhook prune model.onnx --data photos/ --recipe mine.yaml \\
+          --preprocess '{"mean": [0.5, 0.5, 0.5], "std": [0.2, 0.2, 0.2]}' \\
+          --output pruned.onnx
+      billhook prune model.onnx --data images.zip --recipe filter_norm_half \\
+          --require 'accuracy_drop<=0.01' --require 'latency_ratio<=0.6' \\
+          --output pruned.onnx --report report.md
+      billhook prune weights.safetensors --architecture resnet20 \\
+          --input-shape 3,32,32 --data cifar.npz \\
+          --recipe filter_norm_half --output pruned.onnx
+
+    Requirements are about accuracy, accuracy_drop, params_ratio, macs_ratio,
+    file_bytes_ratio, latency_ratio and peak_memory_ratio (pruned / original).
+    """
+    if report is not None and report.suffix.lower() not in REPORT_SUFFIXES:
+        raise InputInvalid(f"--report {report}: the name must end in one of {', '.join(REPORT_SUFFIXES)}")
+    if report is not None and not report.absolute().parent.is_dir():
+        raise InputInvalid(f"--report {report}: there is no folder {report.absolute().parent}")
+    job: list[Job] = []
+    missed: RequirementsMissed | None = None
+    with ProgressDisplay(session.err) as display:
+
+        def tell(progress: Progress) -> None:
+            job[:] = [progress.job] if progress.job is not None else job
+            _tell(session, display, progress)
+
+        try:
+            result = session.client.prune(
+                model, data, recipe_argument(recipe), output,
+                architecture=architecture, input_shape=shape_argument(input_shape),
+                preprocess=document_argument("--preprocess", preprocess),
+                splits=document_argument("--splits", splits),
+                requirements=dict(map(requirement, require or [])) or None,
+                name=name, tags=tag or [], device=device, timeout=timeout, on_progress=tell,
+            )  # fmt: skip
+        except RequirementsMissed as error:
+            missed, result = error, error.result
+        except (Exception, KeyboardInterrupt) as error:
+            display.__exit__(None, None, None)
+            return session.fail(error, **({"job": job[-1].raw} if job else {}))
+    if report is not None:
+        _write_report(session, result, report)
+    session.show(_document(result, missed), lambda: tables.report(result.report))
+    session.note(f"{result.file.path}: {tables.size(result.file.bytes)}, sha256 {result.file.sha256}")
+    if missed is not None:
+        session.note(f"missed: {missed.message}")
+        return MISSED
+    return OK
+
+
+def _tell(session: Session, display: ProgressDisplay, progress: Progress) -> None:
+    match progress.phase:
+        case "run" if progress.job is not None:
+            if progress.job.state == "queued" and not progress.events:
+                display.show(f"{progress.job.id} queued", None)
+            else:
+                display.show_job(progress.job, progress.events)
+        case "cancelling":
+            session.note("cancelling the job; interrupt again to leave at once")
+        case "cancelled" if progress.job is not None:
+            session.note(f"{progress.job.id} was cancelled")
+        case "not cancelled":
+            which = progress.job.id if progress.job is not None else "the job"
+            session.note(f"{which} could not be cancelled: it may go on (see: billhook jobs list)")
+        case phase:
+            display.show({"upload model": "model", "upload dataset": "dataset"}.get(phase, phase), progress.fraction)
+
+
+def _document(result: Pruned, missed: RequirementsMissed | None) -> dict[str, Any]:
+    document: dict[str, Any] = {
+        "output": str(result.file.path), "sha256": result.file.sha256, "bytes": result.file.bytes,
+        "requirements_met": result.report.requirements_met, "target_met": result.report.target_met,
+        "model": result.model.id, "dataset": result.dataset.id, "job": result.job.raw, "report": result.report.raw,
+    }  # fmt: skip
+    return document if missed is None else {**document, "error": missed.as_dict()}
+
+
+def _write_report(session: Session, result: Pruned, path: Path) -> None:
+    if path.suffix.lower() == ".md":
+        text = session.client.get_report_markdown(result.job.id)
+    else:
+        text = json.dumps(result.report.raw, indent=2, ensure_ascii=False) + "\n"
+    try:
+        path.write_text(text, "utf-8")
+    except OSError as error:
+        raise InputInvalid(f"{path} cannot be written: {error.strerror}") from None
+
+
+# --- arguments -------------------------------------------------------------------------------------------------------
+
+
+def recipe_argument(text: str) -> Recipe:
+    """A path where it looks like one (a slash, or ends in .yaml, .yml, .json), else the name of a ready-made recipe."""
+    return Path(text) if _RECIPE_FILE.match(text) else text
+
+
+def shape_argument(text: str | None) -> list[int] | None:
+    if text is None:
+        return None
+    if not re.fullmatch(r"\s*\d+\s*(,\s*\d+\s*){2}", text):
+        raise InputInvalid(f"--input-shape {text!r} is no shape: expected channels, height, width, e.g. 3,32,32")
+    return [int(part) for part in text.split(",")]
+
+
+def document_argument(option: str, text: str | None) -> dict[str, Any] | None:
+    """JSON where it begins with a brace, else the name of a YAML or JSON file."""
+    if text is None:
+        return None
+    if not text.lstrip().startswith("{"):
+        return read_document(Path(text), option)
+    try:
+        document: dict[str, Any] = json.loads(text)
+    except ValueError as error:
+        raise InputInvalid(f"{option} is not valid JSON: {error}") from None
+    return document
+
+
+def requirement(text: str) -> tuple[str, str]:
+    """`latency_ratio<=0.6` as ("latency_ratio", "<= 0.6"); the server knows which names there are."""
+    match = _REQUIREMENT.fullmatch(text)
+    if match is None:
+        raise InputInvalid(f"--require {text!r}: expected a name, one of <= >= < >, and a number: 'latency_ratio<=0.6'")
+    return match[1], f"{match[2]} {match[3]}"

@@ -1,0 +1,162 @@
+"""What the commands print for people: tables of records, and the one of before and after."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from billhook.results import Dataset, Job, Model, RecipeInfo, Report
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, no_wrap=column == "id", overflow="fold")
+    return table
+
+
+def size(count: float | None) -> str:
+    """Bytes for people."""
+    if count is None:
+        return "-"
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024 or unit == "GiB":
+            break
+        count /= 1024
+    return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds as 0:07, 12:34 or 3:00:00."""
+    if seconds is None:
+        return "-"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def moment(time: datetime | None) -> str:
+    """A time in this machine's zone."""
+    return "-" if time is None else time.astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+def percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.0f} %"
+
+
+def models(items: Iterable[Model]) -> Table:
+    table = _table("id", "state", "file", "format", "size", "uploaded")
+    for each in items:
+        table.add_row(
+            each.id, each.state, each.filename or "-", each.format or "-", size(each.bytes), moment(each.created_at)
+        )
+    return table
+
+
+def datasets(items: Iterable[Dataset]) -> Table:
+    table = _table("id", "state", "data", "format", "size", "added")
+    for each in items:
+        source = each.filename or each.uri or "-"
+        table.add_row(each.id, each.state, source, each.format or "-", size(each.bytes), moment(each.created_at))
+    return table
+
+
+def jobs(items: Iterable[Job]) -> Table:
+    table = _table("id", "state", "stage", "done", "name", "tags", "created")
+    for each in items:
+        table.add_row(
+            each.id, each.state, each.stage or "-", percent(each.progress), each.name or "-",
+            ", ".join(each.tags) or "-", moment(each.created_at),
+        )  # fmt: skip
+    return table
+
+
+def recipes(items: Iterable[RecipeInfo]) -> Table:
+    table = _table("name", "what it does")
+    for each in items:
+        table.add_row(each.name, each.description or "-")
+    return table
+
+
+def fields(values: Mapping[str, Any], *, indent: str = "") -> Text:
+    """Names and values, nested ones indented. Empty ones are left out."""
+    lines: list[str] = []
+    for name, value in values.items():
+        if value is None or value in ({}, [], ()):
+            continue
+        if isinstance(value, Mapping):
+            lines += [f"{indent}{name}:", fields(value, indent=indent + "  ").plain]
+        elif isinstance(value, Sequence) and not isinstance(value, str):
+            if all(isinstance(item, (str, int, float)) for item in value):
+                lines.append(f"{indent}{name}: {', '.join(str(item) for item in value)}")
+            else:
+                lines.append(f"{indent}{name}:")
+                for item in value:
+                    nested = fields(item if isinstance(item, Mapping) else {"": item}, indent=indent + "    ").plain
+                    lines.append(f"{indent}  - {nested.lstrip()}")
+        else:
+            lines.append(f"{indent}{name}: {value}")
+    return Text("\n".join(lines))
+
+
+# --- before and after ------------------------------------------------------------------------------------------------
+
+
+def report(report: Report) -> RenderableType:
+    """The table of before and after, and below it what was required and what the report warns of."""
+    before, after = report.variants.get("original", {}), report.variants.get("pruned", {})
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("")
+    for column in ("original", "pruned", "change"):
+        table.add_column(column, justify="right")
+    for split in ("test", "validation"):
+        old, new = (_at(each, split, "accuracy") for each in (before, after))
+        if old is not None and new is not None:
+            table.add_row(f"accuracy, {split}", f"{old:.2%}", f"{new:.2%}", f"{100 * (new - old):+.2f} points")
+    for name, label in (("params", "parameters"), ("macs", "MACs"), ("filters", "filters")):
+        _row(table, label, _at(before, name), _at(after, name), "{:,}".format)
+    _row(table, "file", _at(before, "file_bytes"), _at(after, "file_bytes"), size)
+    for old, new in _latencies(before, after):
+        label = f"latency, {old['device']}, batch {old['batch_size']}, {old['threads']} thread(s), p50"
+        if not (old.get("stable", True) and new.get("stable", True)):
+            label += ", unstable"
+        _row(table, label, old.get("latency_ms_p50"), new.get("latency_ms_p50"), "{:.3f} ms".format)
+    old, new = (_at(each, "memory", "peak_memory_bytes") for each in (before, after))
+    _row(table, "peak memory", old, new, size)
+
+    lines = [
+        f"{'met   ' if each.passed else 'MISSED'}  {each.name}: {_number(each.measured)}, required {each.required}"
+        for each in report.requirements
+    ]
+    if not report.target_met:
+        lines.append("the recipe's target was not met: this is the smallest network that its guard allows")
+    lines += [f"warning: {warning}" for warning in report.raw.get("warnings", [])]
+    return Group(table, Text("\n" + "\n".join(lines))) if lines else table
+
+
+def _row(table: Table, label: str, old: Any, new: Any, form: Any) -> None:
+    if old is not None and new is not None:
+        table.add_row(label, form(old), form(new), f"× {new / old:.3f}" if old else "-")
+
+
+def _at(document: Any, *path: str) -> Any:
+    for name in path:
+        document = document.get(name) if isinstance(document, Mapping) else None
+    return document
+
+
+def _latencies(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    def setting(each: Mapping[str, Any]) -> tuple[Any, ...]:
+        return tuple(each.get(name) for name in ("device", "runtime", "batch_size", "threads"))
+
+    pruned = {setting(each): each for each in after.get("latency") or []}
+    return [(each, pruned[setting(each)]) for each in before.get("latency") or [] if setting(each) in pruned]
+
+
+def _number(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.4g}"

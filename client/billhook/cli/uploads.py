@@ -1,0 +1,128 @@
+"""`billhook models` and `billhook datasets`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from billhook.cli import tables
+from billhook.cli.progress import ProgressDisplay
+from billhook.cli.prune import document_argument, shape_argument
+from billhook.cli.session import Session, command
+
+Limit = Annotated[int, typer.Option("--limit", metavar="N", min=1, help="At most so many, the newest.")]
+Timeout = Annotated[float | None, typer.Option(
+    "--timeout", metavar="SECONDS", min=0, help="Give up when it takes longer.")]  # fmt: skip
+
+models = typer.Typer(name="models", no_args_is_help=True, help="Upload models; list, show and delete them.")
+datasets = typer.Typer(name="datasets", no_args_is_help=True, help="Add datasets; list, show and delete them.")
+
+
+@command(models, "list")
+def list_models(session: Session, limit: Limit = 50) -> None:
+    """List your models, newest first."""
+    items = list(session.client.list_models(limit=limit))
+    session.show([each.raw for each in items], lambda: tables.models(items))
+
+
+@command(models, "show")
+def show_model(session: Session, model: Annotated[str, typer.Argument(metavar="MODEL_ID")]) -> None:
+    """Show a model: its inputs and outputs, its size, and why it was refused if it was."""
+    found = session.client.get_model(model)
+    session.show(found.raw, lambda: tables.fields(found.raw))
+
+
+@command(models, "upload")
+def upload_model(
+    session: Session,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="An ONNX or safetensors file.")],
+    architecture: Annotated[str | None, typer.Option(metavar="NAME", help="For safetensors, e.g. resnet20.")] = None,
+    input_shape: Annotated[str | None, typer.Option(metavar="C,H,W", help="For safetensors, e.g. 3,32,32.")] = None,
+    timeout: Timeout = None,
+) -> None:
+    """Upload a model and wait until the server has checked it.
+
+    A file that the server has is not sent again.
+
+    \b
+    Examples:
+      billhook models upload model.onnx
+      billhook models upload weights.safetensors \\
+          --architecture resnet20 --input-shape 3,32,32
+    """
+    with ProgressDisplay(session.err) as display:
+        display.show("model", None)
+        model = session.client.upload_model(
+            file, architecture=architecture, input_shape=shape_argument(input_shape), timeout=timeout,
+            on_bytes=lambda sent, total: display.show("model", sent / max(total, 1)),
+        )  # fmt: skip
+    session.show(model.raw, lambda: tables.fields(model.raw))
+
+
+@command(models, "delete")
+def delete_model(session: Session, model: Annotated[str, typer.Argument(metavar="MODEL_ID")]) -> None:
+    """Delete a model. Jobs that are over keep their results."""
+    session.client.delete_model(model)
+    session.show({"deleted": model}, f"{model} was deleted")
+
+
+@command(datasets, "list")
+def list_datasets(session: Session, limit: Limit = 50) -> None:
+    """List your datasets, newest first."""
+    items = list(session.client.list_datasets(limit=limit))
+    session.show([each.raw for each in items], lambda: tables.datasets(items))
+
+
+@command(datasets, "show")
+def show_dataset(session: Session, dataset: Annotated[str, typer.Argument(metavar="DATASET_ID")]) -> None:
+    """Show a dataset: its images per split and class, its options, and why it was refused if it was."""
+    found = session.client.get_dataset(dataset)
+    session.show(found.raw, lambda: tables.fields(found.raw))
+
+
+@command(datasets, "add")
+def add_dataset(
+    session: Session,
+    source: Annotated[str, typer.Argument(
+        metavar="SOURCE", help="A zip or npz file, a folder of images (one folder per class), or builtin:digits.",
+    )],
+    format: Annotated[str | None, typer.Option(
+        metavar="NAME", help="image_folder or npz, where the file's name does not tell.",
+    )] = None,
+    preprocess: Annotated[str | None, typer.Option(
+        metavar="FILE|JSON", help="From images to the model's input: size, mean, std, channels, layout, class_order.",
+    )] = None,
+    splits: Annotated[str | None, typer.Option(
+        metavar="FILE|JSON", help="Shares of validation and test where the data has none: validation, test, seed.",
+    )] = None,
+    timeout: Timeout = None,
+) -> None:  # fmt: skip
+    """Add a dataset and wait until the server has checked it.
+
+    A folder is zipped on the way (images only, the same bytes every time), so
+    that it too is sent once only. The same file with other options is
+    another dataset.
+
+    \b
+    Examples:
+      billhook datasets add builtin:digits
+      billhook datasets add photos/ --splits '{"validation": 0.1, "test": 0.2}'
+      billhook datasets add images.zip --preprocess preprocess.yaml
+    """
+    with ProgressDisplay(session.err) as display:
+        display.show("dataset", None)
+        dataset = session.client.add_dataset(
+            source, format=format, preprocess=document_argument("--preprocess", preprocess),
+            splits=document_argument("--splits", splits), timeout=timeout,
+            on_bytes=lambda sent, total: display.show("dataset", sent / max(total, 1)),
+        )  # fmt: skip
+    session.show(dataset.raw, lambda: tables.fields(dataset.raw))
+
+
+@command(datasets, "delete")
+def delete_dataset(session: Session, dataset: Annotated[str, typer.Argument(metavar="DATASET_ID")]) -> None:
+    """Delete a dataset. Jobs that are over keep their results."""
+    session.client.delete_dataset(dataset)
+    session.show({"deleted": dataset}, f"{dataset} was deleted")

@@ -1,0 +1,251 @@
+"""Jobs: submit, watch, cancel, and what they leave."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import yaml
+
+from billhook.errors import ApiError, InputInvalid, Timeout
+from billhook.operations.listing import page, pages
+from billhook.partial_file import PartialFile
+from billhook.results import Artifact, Download, Event, Job, RecipeInfo, Report, Update, parse
+from billhook.retries import Core, body_of, check_deadline, deadline_after, fetch, send
+from billhook.steps import Call, Item, Operation, Sleep, Stream, blocking
+
+Recipe = str | Path | Mapping[str, Any]
+"""The name of a ready-made recipe, a `Path` to a YAML or JSON file, or the document itself."""
+LONG_POLL_SECONDS = 20.0
+WATCH_SECONDS = 1.0
+CANCEL_PATIENCE_SECONDS = 10.0
+EVENTS_PER_PAGE = 500
+
+
+def _path(job_id: str, *rest: str) -> str:
+    return "/".join(["/v1/jobs", quote(job_id, safe=""), *rest])
+
+
+# --- recipes ---------------------------------------------------------------------------------------------------------
+
+
+def list_recipes(core: Core) -> Stream[RecipeInfo]:
+    """The recipes that the server has ready."""
+    return pages(core, RecipeInfo, "/v1/recipes", {}, None)
+
+
+def get_recipe(core: Core, name: str) -> Operation[dict[str, Any]]:
+    """The document of a ready-made recipe. Raises `ApiError` (404)."""
+    return fetch(core, dict[str, Any], f"/v1/recipes/{quote(name, safe='')}")
+
+
+def recipe_schema(core: Core) -> Operation[dict[str, Any]]:
+    """The JSON Schema of recipes: every field, its default and its bounds."""
+    return fetch(core, dict[str, Any], "/v1/recipes/schema")
+
+
+def read_document(path: Path, what: str) -> dict[str, Any]:
+    """The mapping in the YAML or JSON file `path`. Raises `InputInvalid`, naming `what` it should be and the line."""
+    try:
+        document = yaml.safe_load(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise InputInvalid(f"there is no file {path} ({what})") from None
+    except OSError as error:
+        raise InputInvalid(f"{path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise InputInvalid(f"{path} is no text file; {what} is YAML or JSON") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" (line {mark.line + 1}, column {mark.column + 1})" if mark is not None else ""
+        raise InputInvalid(f"{path} is not valid YAML{where}: {getattr(error, 'problem', None) or error}") from None
+    if not isinstance(document, dict):
+        raise InputInvalid(f"{path} holds no mapping; {what} is one")
+    return document
+
+
+# --- jobs ------------------------------------------------------------------------------------------------------------
+
+
+def submit_job(
+    core: Core,
+    model: str,
+    datasets: Sequence[str],
+    recipe: Recipe,
+    *,
+    name: str | None = None,
+    kind: str | None = None,
+    tags: Sequence[str] = (),
+    requirements: Mapping[str, str] | None = None,
+    device: str | None = None,
+    idempotency_key: str | None = None,
+) -> Operation[Job]:
+    """Start a job on a model and datasets that are ready, named by id.
+
+    `requirements`: {"latency_ratio": "<= 0.6"}, over the recipe's own. `device`: auto, cpu or cuda:N. The request
+    carries an idempotency key (a new one unless given), so that an answer lost on the way never makes two jobs.
+    Raises `ApiError` with every fault of the recipe, `InputInvalid` for a recipe file that cannot be read.
+    """
+    if isinstance(recipe, Path):
+        path = recipe
+        recipe = yield from blocking(lambda: read_document(path, "a recipe"))
+    body = {
+        "model": model, "datasets": list(datasets), "recipe": recipe if isinstance(recipe, str) else dict(recipe),
+        "name": name, "kind": kind, "tags": list(tags) or None, "device": device,
+        "requirements": dict(requirements) if requirements else None,
+    }  # fmt: skip
+    call = Call(
+        "POST", "/v1/jobs", json={key: value for key, value in body.items() if value is not None},
+        headers={"Idempotency-Key": idempotency_key or uuid.uuid4().hex}, shielded=True,
+    )  # fmt: skip
+    reply = yield from send(core, call)
+    return parse(Job, body_of(reply))
+
+
+def list_jobs(
+    core: Core,
+    *,
+    state: str | None = None,
+    name: str | None = None,
+    kind: str | None = None,
+    tag: str | None = None,
+    limit: int | None = None,
+) -> Stream[Job]:
+    """Your jobs, newest first: in this `state`, with names that begin with `name`, of this `kind`, with this `tag`."""
+    return pages(core, Job, "/v1/jobs", {"state": state, "name": name, "kind": kind, "tag": tag}, limit)
+
+
+def get_job(core: Core, job_id: str) -> Operation[Job]:
+    """One job as it is now. Raises `ApiError` (404)."""
+    return fetch(core, Job, _path(job_id))
+
+
+def cancel_job(core: Core, job_id: str) -> Operation[Job]:
+    """Ask for the job to be cancelled; it stops within seconds. Raises `ApiError` (409 job_terminal) if it is over."""
+    call = Call("POST", _path(job_id, "cancel"), read_seconds=CANCEL_PATIENCE_SECONDS, shielded=True)
+    try:
+        reply = yield from send(core, call, patience=CANCEL_PATIENCE_SECONDS)
+    except ApiError as error:
+        if error.code != "job_terminal" or not error.repeated:
+            raise
+        job = yield from get_job(core, job_id)  # an earlier try cancelled it, its answer was lost
+        if job.state != "cancelled":
+            raise
+        return job
+    return parse(Job, body_of(reply))
+
+
+def wait_for_job(core: Core, job_id: str, *, timeout: float | None = None) -> Operation[Job]:
+    """The job once it has succeeded. Raises `JobFailed`, `JobCancelled`, and `Timeout` (the job goes on then)."""
+    deadline = deadline_after(core, timeout)
+    while True:
+        asked = core.now()
+        wait = LONG_POLL_SECONDS if deadline is None else min(LONG_POLL_SECONDS, max(0.0, deadline - asked))
+        job = yield from fetch(core, Job, _path(job_id), wait=wait)
+        if job.over:
+            return job.raise_for_state()
+        check_deadline(core, deadline, f"waiting for {job_id} ({job.state})")
+        if core.now() - asked < WATCH_SECONDS:
+            yield Sleep(WATCH_SECONDS)
+
+
+def watch_job(core: Core, job_id: str, *, after: int = 0, timeout: float | None = None) -> Stream[Update]:
+    """About once a second the job and its events since the last time (from `after` on), until it is over.
+
+    The last update is that of a job that is over, with all its events. Raises `Timeout` (the job goes on then).
+    """
+    deadline = deadline_after(core, timeout)
+    wait = 0.0
+    while True:
+        asked = core.now()
+        # the job first: one that is over has written its last event
+        job = yield from fetch(core, Job, _path(job_id), wait=wait)
+        events: list[Event] = []
+        more: int | None = after
+        while more is not None:
+            found, more = yield from _events_page(core, job_id, more)
+            events += found
+        after = events[-1].seq if events else after
+        yield Item(Update(job, tuple(events)))
+        if job.over:
+            return
+        if deadline is not None and core.now() >= deadline:
+            raise Timeout(f"the time was up while {job_id} was {job.state}")
+        if wait and core.now() - asked < wait:  # a server that does not hold the answer back is not to be hammered
+            yield Sleep(wait - (core.now() - asked))
+        wait = WATCH_SECONDS
+
+
+def list_events(core: Core, job_id: str, *, after: int = 0) -> Stream[Event]:
+    """The job's events so far, those with a higher number than `after`."""
+    more: int | None = after
+    while more is not None:
+        found, more = yield from _events_page(core, job_id, more)
+        for event in found:
+            yield Item(event)
+
+
+def _events_page(core: Core, job_id: str, after: int) -> Operation[tuple[list[Event], int | None]]:
+    params = {"after": str(after), "limit": str(EVENTS_PER_PAGE)}
+    events, document = yield from page(core, Event, _path(job_id, "events"), params)
+    more = document.get("next_after")
+    return events, more if events and isinstance(more, int) else None
+
+
+# --- what a job leaves -----------------------------------------------------------------------------------------------
+
+
+def get_report(core: Core, job_id: str) -> Operation[Report]:
+    """What the job measured. Raises `ApiError` (409 job_not_succeeded) before there is a report."""
+    return fetch(core, Report, _path(job_id, "report"))
+
+
+def get_report_markdown(core: Core, job_id: str) -> Operation[str]:
+    """The report as Markdown. Raises as `get_report`."""
+    reply = yield from send(core, Call("GET", _path(job_id, "report"), headers={"Accept": "text/markdown"}))
+    return str(reply.content, "utf-8")
+
+
+def list_artifacts(core: Core, job_id: str) -> Operation[list[Artifact]]:
+    """The files that the job left."""
+    items, _ = yield from page(core, Artifact, _path(job_id, "artifacts"), {})
+    return items
+
+
+def _ignore(done: int, total: int | None) -> None:
+    pass
+
+
+def download_artifact(
+    core: Core,
+    job_id: str,
+    name: str = "pruned.onnx",
+    output: str | Path | None = None,
+    *,
+    timeout: float | None = None,
+    on_bytes: Callable[[int, int | None], None] = _ignore,
+) -> Operation[Download]:
+    """Download a file of the job to `output` (default: its own name, here; a folder: its own name, there).
+
+    The bytes go to a temporary file beside the target, which is replaced in one go once their sha256 is the one in
+    the answer's strong ETag. A broken connection is resumed where it broke. Raises `ChecksumMismatch`, `ApiError`
+    (404), `InputInvalid` (cannot be written), `Timeout`, `ConnectionFailed`; nothing is left at the target then.
+    """
+    deadline = deadline_after(core, timeout)
+    target = Path(output) if output is not None else Path(Path(name).name)
+    if target.is_dir():
+        target = target / Path(name).name
+
+    def advance(done: int, total: int | None) -> None:
+        check_deadline(core, deadline, f"downloading {name}")
+        on_bytes(done, total)
+
+    partial = PartialFile(target, advance)
+    try:
+        call = Call("GET", _path(job_id, "artifacts", quote(name)), sink=partial)
+        yield from send(core, call, deadline=deadline)
+        return (yield from blocking(partial.finish))
+    finally:
+        partial.discard()

@@ -1,0 +1,165 @@
+"""The whole path: files in, a smaller ONNX file and a report out."""
+
+from __future__ import annotations
+
+import os
+import re
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from billhook.errors import BillhookError, InputInvalid, RequirementsMissed, Timeout
+from billhook.operations import jobs, uploads
+from billhook.results import Event, Job, Pruned, Update
+from billhook.retries import Core, deadline_after
+from billhook.steps import Operation, blocking, for_each
+
+Phase = Literal["upload model", "upload dataset", "run", "download", "cancelling", "cancelled", "not cancelled"]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far `prune` is. `fraction` is 0-1 of this phase, None where it is not known; `job` is there from "run" on."""
+
+    phase: Phase
+    fraction: float | None = None
+    job: Job | None = None
+    events: tuple[Event, ...] = ()
+
+
+def _ignore(progress: Progress) -> None:
+    pass
+
+
+def prune(
+    core: Core,
+    model: str | Path,
+    data: str | Path,
+    recipe: jobs.Recipe,
+    output: str | Path,
+    *,
+    architecture: str | None = None,
+    input_shape: Sequence[int] | None = None,
+    format: str | None = None,
+    preprocess: Mapping[str, Any] | None = None,
+    splits: Mapping[str, Any] | None = None,
+    requirements: Mapping[str, str] | None = None,
+    name: str | None = None,
+    kind: str | None = None,
+    tags: Sequence[str] = (),
+    device: str | None = None,
+    timeout: float | None = None,
+    on_progress: Callable[[Progress], None] = _ignore,
+) -> Operation[Pruned]:
+    """Prune `model` on `data` by `recipe` into the ONNX file `output`: upload what is new, run, download, verify.
+
+    `model`: a file, or the id of one that is uploaded (mdl_…). `data`: a file (zip, npz), a folder of images,
+    `builtin:digits`, or an id (ds_…). `recipe`: the name of a ready-made one, a `Path` to a file, or a document.
+    `requirements`: what the result must keep to, e.g. {"accuracy_drop": "<= 0.01"}. `timeout`: seconds for all of it.
+
+    If the caller is interrupted (KeyboardInterrupt, a cancelled task), or the time is up, the job is cancelled on the
+    server before that is raised on.
+
+    Raises `RequirementsMissed` (the file is there; its `result` is what would have been returned), `JobFailed`,
+    `JobCancelled`, `UploadRefused`, `InputInvalid`, `ApiError`, `Timeout`, `ConnectionFailed`, `ChecksumMismatch`.
+    """
+    deadline = deadline_after(core, timeout)
+
+    def left() -> float | None:
+        return None if deadline is None else max(0.0, deadline - core.now())
+
+    if isinstance(recipe, Path):  # found wrong before anything is uploaded
+        path = recipe
+        recipe = yield from blocking(lambda: jobs.read_document(path, "a recipe"))
+    folder = Path(output).absolute().parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise InputInvalid(f"the result cannot be written: {folder} is no folder that can be written to")
+
+    on_progress(Progress("upload model"))
+    if (model_id := _id("mdl", model)) is not None:
+        the_model = yield from uploads.wait_for_model(core, model_id, timeout=left())
+    else:
+        the_model = yield from uploads.upload_model(
+            core, model, architecture=architecture, input_shape=input_shape, timeout=left(),
+            on_bytes=lambda sent, total: on_progress(Progress("upload model", sent / max(total, 1))),
+        )  # fmt: skip
+
+    on_progress(Progress("upload dataset"))
+    if (dataset_id := _id("ds", data)) is not None:
+        dataset = yield from uploads.wait_for_dataset(core, dataset_id, timeout=left())
+    else:
+        dataset = yield from uploads.add_dataset(
+            core, data, format=format, preprocess=preprocess, splits=splits, timeout=left(),
+            on_bytes=lambda sent, total: on_progress(Progress("upload dataset", sent / max(total, 1))),
+        )  # fmt: skip
+
+    key = uuid.uuid4().hex
+
+    def submit() -> Operation[Job]:
+        return jobs.submit_job(
+            core, the_model.id, [dataset.id], recipe, name=name, kind=kind, tags=tags, requirements=requirements,
+            device=device, idempotency_key=key,
+        )  # fmt: skip
+
+    job: Job | None = None
+    try:
+        job = yield from submit()
+        on_progress(Progress("run", job.progress, job))
+        job = yield from _finished(core, job.id, left(), on_progress)
+    except BaseException as stop:
+        if isinstance(stop, GeneratorExit) or (isinstance(stop, BillhookError) and not isinstance(stop, Timeout)):
+            raise
+        yield from _abandon(core, job, submit, on_progress)
+        raise
+    job.raise_for_state()
+
+    on_progress(Progress("download", None, job))
+    file = yield from jobs.download_artifact(
+        core, job.id, "pruned.onnx", output, timeout=left(),
+        on_bytes=lambda done, total: on_progress(Progress("download", done / total if total else None, job)),
+    )  # fmt: skip
+    report = yield from jobs.get_report(core, job.id)
+    result = Pruned(the_model, dataset, job, report, file)
+    if not report.requirements_met:
+        missed = [f"{each.name} is {_short(each.measured)}, required {each.required}"
+                  for each in report.requirements if not each.passed]  # fmt: skip
+        raise RequirementsMissed(f"requirements missed: {'; '.join(missed)}", result=result)
+    return result
+
+
+def _short(number: float | None) -> str:
+    return "unknown" if number is None else f"{number:.4g}"
+
+
+def _id(prefix: str, given: str | Path) -> str | None:
+    """`given` as an id with this prefix, None where it is something else."""
+    return given if isinstance(given, str) and re.fullmatch(rf"{prefix}_[0-9a-z]+", given) else None
+
+
+def _finished(
+    core: Core, job_id: str, timeout: float | None, on_progress: Callable[[Progress], None]
+) -> Operation[Job]:
+    """The job once it is over, telling on the way. Raises `Timeout`."""
+    latest: list[Job] = []
+
+    def tell(update: Update) -> None:
+        latest[:] = [update.job]
+        on_progress(Progress("run", update.job.progress, update.job, update.events))
+
+    yield from for_each(jobs.watch_job(core, job_id, timeout=timeout), tell)
+    return latest[0]
+
+
+def _abandon(
+    core: Core, job: Job | None, submit: Callable[[], Operation[Job]], on_progress: Callable[[Progress], None]
+) -> Operation[None]:
+    """Cancel the job. One whose id never arrived is found by submitting it again under the same key."""
+    on_progress(Progress("cancelling", None, job))
+    try:
+        known = job if job is not None else (yield from submit())
+        cancelled = yield from jobs.cancel_job(core, known.id)
+        on_progress(Progress("cancelled", None, cancelled))
+    except BillhookError:  # the interruption is what is raised; that the job goes on is told
+        on_progress(Progress("not cancelled", None, job))

@@ -1,0 +1,222 @@
+"""Models and datasets: uploaded once, by hash, then checked by the server."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import quote
+
+from billhook.archive import LocalFile, local_file, zip_folder
+from billhook.errors import ApiError, ChecksumMismatch
+from billhook.operations.listing import page, pages
+from billhook.results import Dataset, Model, parse, raise_if_refused
+from billhook.retries import Core, body_of, check_deadline, deadline_after, fetch, send
+from billhook.steps import Call, FileBody, Operation, Sleep, Stream, blocking
+
+Upload = TypeVar("Upload", Model, Dataset)
+OnBytes = Callable[[int, int], None]
+"""Called with the bytes sent so far and the bytes in all."""
+
+# What the server fills in where an option is not given (core.job.Preprocess and Splits; a test compares them). Needed
+# to know an upload again: the same bytes with other options are another dataset.
+DATASET_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
+    "preprocess": {
+        "size": None, "scale": 1 / 255, "mean": [0.0], "std": [1.0], "channels": None, "layout": "NCHW",
+        "class_order": None,
+    },
+    "splits": {"validation": 0.1, "test": 0.2, "seed": 0},
+}  # fmt: skip
+LONG_POLL_SECONDS = 20.0
+POLL_SECONDS = 0.5
+PATHS: Mapping[type[Any], str] = {Model: "/v1/models", Dataset: "/v1/datasets"}
+
+
+def _ignore(sent: int, total: int) -> None:
+    pass
+
+
+# --- models ----------------------------------------------------------------------------------------------------------
+
+
+def list_models(core: Core, *, sha256: str | None = None, limit: int | None = None) -> Stream[Model]:
+    """Your models, newest first; only those with this `sha256`, at most `limit`."""
+    return pages(core, Model, "/v1/models", {"sha256": sha256}, limit)
+
+
+def get_model(core: Core, model_id: str) -> Operation[Model]:
+    """One model. Raises `ApiError` (404) where there is none of yours with this id."""
+    return fetch(core, Model, f"/v1/models/{quote(model_id, safe='')}")
+
+
+def wait_for_model(core: Core, model_id: str, *, timeout: float | None = None) -> Operation[Model]:
+    """The model once the server has checked it. Raises `UploadRefused`, `Timeout`, `ApiError` (404)."""
+    deadline = deadline_after(core, timeout)
+    model = yield from get_model(core, model_id)
+    return (yield from _ready(core, Model, model, deadline))
+
+
+def delete_model(core: Core, model_id: str) -> Operation[None]:
+    """Delete a model. Raises `ApiError` (409) while a job that is not over needs it."""
+    return _delete(core, f"/v1/models/{quote(model_id, safe='')}")
+
+
+def upload_model(
+    core: Core,
+    path: str | Path,
+    *,
+    architecture: str | None = None,
+    input_shape: Sequence[int] | None = None,
+    timeout: float | None = None,
+    on_bytes: OnBytes = _ignore,
+) -> Operation[Model]:
+    """The model in the file `path`, ready to be used: found by its hash, else uploaded; then checked by the server.
+
+    A safetensors file holds weights only: it needs `architecture` (resnet20, …) and `input_shape` (channels, height,
+    width). `timeout` in seconds covers all of it.
+
+    Raises `InputInvalid` (no such file), `UploadRefused` (the server cannot take it; says why), `Timeout`, `ApiError`,
+    `ConnectionFailed`, `ChecksumMismatch` (the file changed meanwhile).
+    """
+    deadline = deadline_after(core, timeout)
+    file = yield from blocking(lambda: local_file(Path(path)))
+    params: dict[str, str] = {}
+    options: dict[str, Any] = {}
+    if architecture is not None:
+        params["architecture"] = options["architecture"] = architecture
+    if input_shape is not None:
+        options["input_shape"] = list(input_shape)
+        params["input_shape"] = ",".join(str(size) for size in input_shape)
+
+    def same(known: Model) -> bool:
+        return {name: value for name, value in known.options.items() if value is not None} == options
+
+    model = yield from _upload(core, Model, file, Path(path).name, params, same, deadline, on_bytes)
+    return (yield from _ready(core, Model, model, deadline))
+
+
+# --- datasets --------------------------------------------------------------------------------------------------------
+
+
+def list_datasets(core: Core, *, sha256: str | None = None, limit: int | None = None) -> Stream[Dataset]:
+    """Your datasets, newest first; only those with this `sha256`, at most `limit`."""
+    return pages(core, Dataset, "/v1/datasets", {"sha256": sha256}, limit)
+
+
+def get_dataset(core: Core, dataset_id: str) -> Operation[Dataset]:
+    """One dataset. Raises `ApiError` (404) where there is none of yours with this id."""
+    return fetch(core, Dataset, f"/v1/datasets/{quote(dataset_id, safe='')}")
+
+
+def wait_for_dataset(core: Core, dataset_id: str, *, timeout: float | None = None) -> Operation[Dataset]:
+    """The dataset once the server has checked it. Raises `UploadRefused`, `Timeout`, `ApiError` (404)."""
+    deadline = deadline_after(core, timeout)
+    dataset = yield from get_dataset(core, dataset_id)
+    return (yield from _ready(core, Dataset, dataset, deadline))
+
+
+def delete_dataset(core: Core, dataset_id: str) -> Operation[None]:
+    """Delete a dataset. Raises `ApiError` (409) while a job that is not over needs it."""
+    return _delete(core, f"/v1/datasets/{quote(dataset_id, safe='')}")
+
+
+def add_dataset(
+    core: Core,
+    source: str | Path,
+    *,
+    format: str | None = None,
+    preprocess: Mapping[str, Any] | None = None,
+    splits: Mapping[str, Any] | None = None,
+    timeout: float | None = None,
+    on_bytes: OnBytes = _ignore,
+) -> Operation[Dataset]:
+    """The dataset `source`, ready to be used: a file (zip, npz), a folder of images, or `builtin:digits`.
+
+    A folder is zipped on the way, the same bytes every time, so that it too is uploaded once only. `preprocess` (size,
+    mean, std, channels, …) and `splits` are those of the recipe documentation; the server checks them.
+    Raises as `upload_model`.
+    """
+    deadline = deadline_after(core, timeout)
+    options = {"preprocess": preprocess, "splits": splits, "format": format}
+    given = {name: value for name, value in options.items() if value is not None}
+    if isinstance(source, str) and source.startswith("builtin:"):
+        reply = yield from send(core, Call("POST", "/v1/datasets", json={"uri": source, **given}), deadline=deadline)
+        dataset = parse(Dataset, body_of(reply))
+        return (yield from _ready(core, Dataset, dataset, deadline))
+
+    params = {name: value if isinstance(value, str) else json.dumps(value) for name, value in given.items()}
+
+    def same(known: Dataset) -> bool:
+        return (format is None or known.format == format) and all(
+            _filled(name, known.options.get(name)) == _filled(name, options[name]) for name in DATASET_DEFAULTS
+        )
+
+    path = Path(source)
+    with contextlib.ExitStack() as cleanup:
+        if path.is_dir():
+            scratch = Path(cleanup.enter_context(tempfile.TemporaryDirectory(prefix="billhook-")))
+            file = yield from blocking(lambda: zip_folder(path, scratch / "images.zip"))
+            filename = f"{path.resolve().name}.zip"
+        else:
+            file = yield from blocking(lambda: local_file(path))
+            filename = path.name
+        dataset = yield from _upload(
+            core, Dataset, file, filename, params, same, deadline, on_bytes
+        )  # fmt: skip
+    return (yield from _ready(core, Dataset, dataset, deadline))
+
+
+def _filled(section: str, given: Any) -> Any:
+    """`given` as JSON would carry it, with the defaults of its section."""
+    return {**DATASET_DEFAULTS[section], **json.loads(json.dumps(given or {}))}
+
+
+# --- both ------------------------------------------------------------------------------------------------------------
+
+
+def _upload(
+    core: Core, kind: type[Upload], file: LocalFile, filename: str, params: Mapping[str, str],
+    same: Callable[[Upload], bool], deadline: float | None, on_bytes: OnBytes,
+) -> Operation[Upload]:  # fmt: skip
+    """The record of `file`: one with this hash for which `same` holds, else a new one."""
+    known, _ = yield from page(core, kind, PATHS[kind], {"sha256": file.sha256})
+    for record in known:
+        if same(record):
+            return record
+
+    def advance(sent: int) -> None:
+        check_deadline(core, deadline, f"uploading {filename}")
+        on_bytes(sent, file.size)
+
+    call = Call(
+        "POST", PATHS[kind], params={"filename": filename, **params}, file=FileBody(file.path, file.size, advance),
+        headers={"Content-Type": "application/octet-stream"},
+    )  # fmt: skip
+    reply = yield from send(core, call, deadline=deadline)
+    record = parse(kind, body_of(reply))
+    if record.sha256 != file.sha256:
+        raise ChecksumMismatch(f"{filename} changed while it was uploaded, or was damaged on the way")
+    return record
+
+
+def _ready(core: Core, kind: type[Upload], record: Upload, deadline: float | None) -> Operation[Upload]:
+    """`record` once the server has checked it. Raises `UploadRefused`, `Timeout`."""
+    while record.state == "checking":
+        check_deadline(core, deadline, f"the server checked {record.filename or record.id}")
+        asked = core.now()
+        wait = LONG_POLL_SECONDS if deadline is None else min(LONG_POLL_SECONDS, max(0.0, deadline - asked))
+        record = yield from fetch(core, kind, f"{PATHS[kind]}/{record.id}", wait=wait)
+        if record.state == "checking" and core.now() - asked < POLL_SECONDS:
+            yield Sleep(POLL_SECONDS)  # a server that does not hold the answer back is not to be hammered
+    return raise_if_refused(record)
+
+
+def _delete(core: Core, path: str) -> Operation[None]:
+    try:
+        yield from send(core, Call("DELETE", path))
+    except ApiError as error:
+        if error.status != 404 or not error.repeated:  # gone already: the answer of the first try was lost
+            raise
