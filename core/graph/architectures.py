@@ -176,7 +176,9 @@ def from_weights(name: str, weights: Mapping[str, Tensor], image_size: tuple[int
     wanted = module.state_dict()
     counters = {key for key in wanted if key.endswith("num_batches_tracked")}
     for key in wanted.keys() - weights.keys() - counters:
-        faults.append(Fault(f"/{key}", f"the weight {key!r} is missing", f"a tensor of shape {list(wanted[key].shape)}"))
+        faults.append(
+            Fault(f"/{key}", f"the weight {key!r} is missing", f"a tensor of shape {list(wanted[key].shape)}")
+        )
     for key, value in weights.items():
         if key not in wanted:
             faults.append(Fault(f"/{key}", f"{key!r} is not a weight of {name}", "only the architecture's own weights"))
@@ -184,12 +186,15 @@ def from_weights(name: str, weights: Mapping[str, Tensor], image_size: tuple[int
             shapes = list(value.shape), list(wanted[key].shape)
             faults.append(Fault(f"/{key}", f"the weight {key!r} has shape {shapes[0]}", f"shape {shapes[1]}"))
         elif key not in counters and value.dtype != torch.float32:
-            faults.append(Fault(f"/{key}", f"the weight {key!r} is {str(value.dtype).removeprefix('torch.')}", "float32"))
+            faults.append(
+                Fault(f"/{key}", f"the weight {key!r} is {str(value.dtype).removeprefix('torch.')}", "float32")
+            )
         elif not bool(torch.isfinite(value).all()):
             faults.append(Fault(f"/{key}", f"the weight {key!r} holds NaN or infinity", "finite numbers"))
     if faults:
         raise ModelRefused(
-            f"the weights are not those of {name}: {len(faults)} fault(s)", faults=sorted(faults, key=lambda f: f.pointer)
+            f"the weights are not those of {name}: {len(faults)} fault(s)",
+            faults=sorted(faults, key=lambda f: f.pointer),
         )
     module = module.to_empty(device="cpu")
     state = {key: weights[key] if key in weights else torch.zeros((), dtype=torch.int64) for key in wanted}

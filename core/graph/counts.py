@@ -13,7 +13,15 @@ CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 COUNTED = ["convolutions (1d, 2d, 3d; grouped and depthwise as such)", "linear layers"]
-NOT_COUNTED = ["biases", "BatchNorm", "activations", "pooling and means", "element-wise operations", "softmax", "shapes"]
+NOT_COUNTED = [
+    "biases",
+    "BatchNorm",
+    "activations",
+    "pooling and means",
+    "element-wise operations",
+    "softmax",
+    "shapes",
+]
 
 
 @dataclass(frozen=True)

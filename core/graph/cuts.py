@@ -133,7 +133,9 @@ def removed_ids(groups: ChannelGroups, removal: Removal) -> Booleans:
         else:
             chosen = np.isin(analysis.unit_of, units) & (analysis.group_of == numbers[name])
             gone |= chosen[analysis.classes]
-            empty = [p.layer for p in group.producers if gone[analysis.propagation.layers[p.layer].output.numpy()].all()]
+            empty = [
+                p.layer for p in group.producers if gone[analysis.propagation.layers[p.layer].output.numpy()].all()
+            ]
             if empty:
                 message = f"nothing would be left of {', '.join(empty)}"
                 faults.append(Fault(f"/{name}", message, "at least one channel of each layer stays"))

@@ -32,7 +32,9 @@ def check_cut(network: Network, removal: Removal, cut_network: Network, *inputs:
         name="exactness", error=error, bound=BOUND, images=int(inputs[0].shape[0]), passed=bool(error <= BOUND)
     )
     if not check.passed:
-        raise ExactnessFailed(f"the cut network differs from the zeroed one by {error:.3g}; at most {BOUND:.0e} is allowed")
+        raise ExactnessFailed(
+            f"the cut network differs from the zeroed one by {error:.3g}; at most {BOUND:.0e} is allowed"
+        )
     return check
 
 

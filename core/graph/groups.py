@@ -211,5 +211,3 @@ def _frozen_report(p: Propagation, classes: Integers, makers: list[str]) -> list
 def _layers(freeze: Freeze, classes: Integers, owners: dict[int, list[str]]) -> Iterable[str]:
     for root in np.unique(classes[freeze.ids]):
         yield from owners.get(int(root), [])
-
-

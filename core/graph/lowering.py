@@ -93,7 +93,9 @@ def trace(module: nn.Module, input_shape: tuple[int, ...], *, format: str = "tor
         elif node.op == "call_module":
             layer = module.get_submodule(str(node.target))
             is_kept = type(layer) in KEPT_LAYERS
-            new[node] = graph.call_module(str(node.target), args) if is_kept else MODULES[type(layer)](layer, graph, *args)
+            new[node] = (
+                graph.call_module(str(node.target), args) if is_kept else MODULES[type(layer)](layer, graph, *args)
+            )
         elif node.op == "call_function" and node.target in FUNCTIONS:
             target, canonical = FUNCTIONS[node.target](*args, **kwargs)
             new[node] = graph.call_function(target, canonical)

@@ -187,7 +187,9 @@ class _Shapes(fx.Interpreter):
             shape = tuple(result.shape)
             if math.prod(shape) > MAX_ACTIVATION_ELEMENTS * self.batch:
                 size = math.prod(shape) // self.batch
-                raise ModelTooLarge(f"node {n.name!r} makes {size} numbers; at most {MAX_ACTIVATION_ELEMENTS} are taken")
+                raise ModelTooLarge(
+                    f"node {n.name!r} makes {size} numbers; at most {MAX_ACTIVATION_ELEMENTS} are taken"
+                )
             self.found[n] = shape
         return result
 

@@ -58,7 +58,7 @@ def elementwise_rule(p: Propagation, node: fx.Node) -> Tensor:
         for one, other in ((a, b), (b, a)):
             if one.shape[dim] == 1 and size > 1 and _varies(other, dim):
                 p.freeze(one, node, "it is broadcast along the channels of another tensor")
-                return (other if other.shape == torch.Size(shape) else other.expand(shape))
+                return other if other.shape == torch.Size(shape) else other.expand(shape)
     a, b = a.expand(shape), b.expand(shape)
     p.unite(a, b)
     return a

@@ -56,7 +56,9 @@ def write_batch_norm(writing: Writing, node: fx.Node) -> None:
     layer: BatchNorm = writing.module.get_submodule(str(node.target))  # type: ignore[assignment]
     inputs = [writing.tensor(f"{node.target}.{name}", to_numpy(getattr(layer, name))) for name in TENSORS]
     momentum = 1 - (0.1 if layer.momentum is None else layer.momentum)
-    writing.add("BatchNormalization", [writing.value(node.args[0]), *inputs], node, epsilon=layer.eps, momentum=momentum)
+    writing.add(
+        "BatchNormalization", [writing.value(node.args[0]), *inputs], node, epsilon=layer.eps, momentum=momentum
+    )
 
 
 _FORM = Form(batch_norm_rule, write_batch_norm)

@@ -41,7 +41,14 @@ def _ceil_matters(reading: Reading, node: NodeProto, x: fx.Node, window: Any) ->
 def read_max_pool(reading: Reading, node: NodeProto) -> fx.Node:
     """MaxPool-8, 10, 11, 12, 22. Padding that differs at the two ends becomes a pad with minus infinity in front."""
     attributes = reading.attributes(
-        node, kernel_shape=None, strides=None, pads=None, dilations=None, auto_pad=b"NOTSET", ceil_mode=0, storage_order=0
+        node,
+        kernel_shape=None,
+        strides=None,
+        pads=None,
+        dilations=None,
+        auto_pad=b"NOTSET",
+        ceil_mode=0,
+        storage_order=0,
     )
     if len([name for name in node.output if name]) > 1 and reading.uses(node.output[1]):
         raise reading.unknown(node, "a MaxPool whose indices are read")
@@ -168,7 +175,9 @@ def reduce_rule(p: Propagation, node: fx.Node) -> Tensor:
         return p.frozen_result([ids], node, "a reduction over the channels needs all of them")
     if keep:
         return first
-    return first.reshape([size for dim, size in enumerate(first.shape) if dim % ids.dim() not in {d % ids.dim() for d in dims}])
+    return first.reshape(
+        [size for dim, size in enumerate(first.shape) if dim % ids.dim() not in {d % ids.dim() for d in dims}]
+    )
 
 
 def _reduce_writer(op_type: str, global_type: str, axes_input: int) -> Callable[[Writing, fx.Node], None]:

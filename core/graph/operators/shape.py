@@ -50,7 +50,9 @@ def read_reshape(reading: Reading, node: NodeProto) -> fx.Node:
     if -1 in sizes:
         known = math.prod(size for size in sizes if size != -1)
         if not first or known == 0 or total % known:
-            raise reading.unknown(node, f"a reshape of {list(shape[1:])} per example to {wanted}, which moves the batch")
+            raise reading.unknown(
+                node, f"a reshape of {list(shape[1:])} per example to {wanted}, which moves the batch"
+            )
         sizes[sizes.index(-1)] = total // known
     if not (first or wanted[0] == -1) or math.prod(sizes) != total:
         raise reading.unknown(node, f"a reshape of {list(shape[1:])} per example to {wanted}, which moves the batch")
@@ -167,7 +169,9 @@ def read_pad(reading: Reading, node: NodeProto) -> fx.Node:
     if reading.opset >= 11:
         pads = reading.integers(node, 1)
         value = reading.scalar(node, 2) if reading.given(node, 2) else 0.0
-        axes = [reading.axis(node, axis, rank) for axis in reading.integers(node, 3)] if reading.given(node, 3) else axes
+        axes = (
+            [reading.axis(node, axis, rank) for axis in reading.integers(node, 3)] if reading.given(node, 3) else axes
+        )
     if pads is None or len(pads) != 2 * len(axes) or len(set(axes)) != len(axes):
         raise reading.refused(node, f"pads needs {2 * len(axes)} numbers, a pair for each of {len(axes)} axes")
     pairs = dict(zip(axes, zip(pads[: len(axes)], pads[len(axes) :], strict=True), strict=True))
