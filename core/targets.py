@@ -1,0 +1,35 @@
+"""Targets: what must remain at most, held against the original as uploaded (not against the step's own start)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+
+from core.graph.counts import Counts
+from core.recipe import Target
+from core.report import TargetResult
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A step's target and the counts of the original. A float is a share of the original, an integer a count."""
+
+    target: Target
+    original: Counts
+
+    def results(self, counts: Counts, *, prefix: str = "") -> list[TargetResult]:
+        """Each key of the target: what was asked, what `counts` reach (share or count, as asked), whether it holds."""
+        found = []
+        for key, wanted in self.target.model_dump(exclude_none=True).items():
+            present, original = getattr(counts, key), getattr(self.original, key)
+            if isinstance(wanted, int):
+                reached, met = float(present), present <= wanted
+            else:
+                # as the decimal that was written: 0.1 of 30 is 3, not 3.0000000000000004
+                reached, met = present / original, present <= Fraction(repr(wanted)) * original
+            found.append(TargetResult(name=f"{prefix}{key}", target=wanted, reached=reached, met=met))
+        return found
+
+    def met(self, counts: Counts) -> bool:
+        """Whether all keys hold."""
+        return all(result.met for result in self.results(counts))

@@ -1,0 +1,1 @@
+"""Training, evaluation and recalibration of a Network."""

@@ -1,0 +1,76 @@
+"""What a method asks of a trainer, and gets. `core.training.trainer.Trainer` is the real one; tests script others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from core.graph.network import Network
+from core.recipe import Training
+from core.report import Cost
+from core.state import State
+
+SplitName = Literal["train", "validation", "test"]
+
+
+@dataclass(frozen=True)
+class Score:
+    """Of a network on one split. accuracy: top-1, 0-1. loss: mean cross-entropy, nats."""
+
+    accuracy: float
+    loss: float
+    images: int
+
+    def better_than(self, other: Score) -> bool:
+        """By accuracy, then by loss. Equal scores are not better: of two equal epochs the earlier one is kept."""
+        return (self.accuracy, -self.loss) > (other.accuracy, -other.loss)
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """`epochs`: one record per epoch, as emitted. `score`: on validation, of the weights that the network was left with
+    (None where nothing was trained). `best_epoch`: theirs, from 1."""
+
+    epochs: list[dict[str, Any]]
+    score: Score | None
+    best_epoch: int | None
+    cost: Cost
+
+
+class TrainerPort(Protocol):
+    @property
+    def training(self) -> Training:
+        """The recipe's defaults of every training."""
+
+    def fit(
+        self,
+        network: Network,
+        *,
+        training: Training,
+        epochs: int,
+        label: str,
+        state: State,
+        on_batch: Callable[[Network], None] | None = None,
+        on_epoch: Callable[[dict[str, Any]], None] | None = None,
+        restore_best: bool | None = None,
+    ) -> FitResult: ...
+
+    def evaluate(self, network: Network, split: SplitName) -> Score: ...
+
+    def recalibrate(self, network: Network, *, label: str) -> int: ...
+
+    def expect(self, part: str, trainings: Sequence[tuple[int, int]]) -> None:
+        """Tells the progress what is still to come in `part`: (epochs, the network's MACs) of each training."""
+
+    def resumed(self, cost: Cost) -> None:
+        """Tells the progress what an earlier attempt spent."""
+
+
+def add_costs(left: Cost, right: Cost) -> Cost:
+    return Cost(
+        epochs=left.epochs + right.epochs,
+        epoch_params=left.epoch_params + right.epoch_params,
+        images=left.images + right.images,
+        seconds=left.seconds + right.seconds,
+    )
