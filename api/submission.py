@@ -101,11 +101,11 @@ def _queue(device: Any, queues: tuple[str, ...]) -> tuple[str | None, list[Fault
         return None, []  # said already: the pattern
     if device == "auto":
         return ("gpu" if "gpu" in queues else queues[0]), []
-    queue = "cpu" if device == "cpu" else "gpu"
-    if queue in queues:
-        return queue, []
+    kind = "cpu" if device == "cpu" else "gpu"
+    if kind in queues:  # a GPU worker serves `gpu` and the queue of its own number
+        return ("cpu" if device == "cpu" else f"gpu-{device.partition(':')[2]}"), []
     there = "cpu" if "cpu" in queues else "cuda:N"
-    return None, [Fault("/device", f"this installation has no {queue} workers", f"auto or {there}")]
+    return None, [Fault("/device", f"this installation has no {kind} workers", f"auto or {there}")]
 
 
 def _subject(

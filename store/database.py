@@ -90,10 +90,7 @@ def transaction(engine: Engine) -> Iterator[Session]:
 def reading(engine: Engine) -> Iterator[Session]:
     """A session for reading only: on SQLite it takes no write lock. Nothing it changes is kept."""
     with Session(engine.execution_options(**{_READ_ONLY: True}), expire_on_commit=False) as session:
-        try:
-            yield session
-        finally:
-            session.rollback()
+        yield session  # closing rolls back and detaches; a rollback of its own would expire what was read
 
 
 def ping(engine: Engine) -> None:

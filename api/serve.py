@@ -1,0 +1,231 @@
+"""`billhook-server`: the whole service in one command, on this machine alone unless told otherwise."""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import ipaddress
+import os
+import signal
+import socket
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from sqlalchemy.exc import SQLAlchemyError
+
+from api.request_log import configure_logging
+from api.supervisor import Child, Supervisor
+from store import keys
+from store.database import connect, transaction
+from store.migrate import upgrade
+from store.settings import Settings
+
+START_SECONDS = 60.0
+OWNER = "local"
+
+
+class CannotStart(Exception):
+    """The message says why, to a person."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the service until SIGINT or SIGTERM. Exit status: 0 stopped, 1 it cannot run, 2 bad usage or settings."""
+    options = _parser().parse_args(arguments)
+    os.umask(0o077)  # models, data and the key are nobody else's business
+    for variable, value in (
+        ("BILLHOOK_DATA_DIR", options.data_dir and Path(options.data_dir).expanduser().absolute()),
+        ("BILLHOOK_HOST", options.host),
+        ("BILLHOOK_PORT", options.port),
+        ("BILLHOOK_QUEUES", "cpu,gpu" if options.gpu else None),
+    ):
+        if value is not None:
+            os.environ[variable] = str(value)  # for the processes started here too
+    try:
+        settings = Settings()
+    except ValidationError as error:
+        for fault in error.errors(include_url=False):
+            name = "_".join(str(part) for part in fault["loc"]).upper()
+            sys.stderr.write(f"billhook-server: BILLHOOK_{name}: {fault['msg']}\n")
+        return 2
+    configure_logging(settings.log_level)
+    try:
+        settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        (settings.data_dir / "logs").mkdir(exist_ok=True)
+        with _lock(settings.data_dir), _listen(settings, allow_remote=options.allow_remote) as listener:
+            _prepare(settings)
+            return _serve(settings, listener, options)
+    except CannotStart as error:
+        sys.stderr.write(f"billhook-server: {error}\n")
+    except OSError as error:
+        sys.stderr.write(f"billhook-server: {error.filename or settings.data_dir}: {error.strerror}\n")
+    return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="billhook-server",
+        description="Run the API and its workers. Everything else is set by BILLHOOK_ environment variables.",
+    )
+    parser.add_argument("--data-dir", metavar="FOLDER", help="database, files, key and logs (BILLHOOK_DATA_DIR)")
+    parser.add_argument("--host", help="address to listen on, default 127.0.0.1 (BILLHOOK_HOST)")
+    parser.add_argument("--port", type=int, help="port, default 8470; 0 = any free one (BILLHOOK_PORT)")
+    parser.add_argument("--allow-remote", action="store_true", help="listen on an address that others can reach")
+    parser.add_argument("--no-worker", action="store_true", help="start the API alone; workers run elsewhere")
+    parser.add_argument(
+        "--gpu",
+        type=int,
+        action="append",
+        default=[],
+        metavar="N",
+        help="start a worker for GPU N too; may be repeated",
+    )
+    return parser
+
+
+@contextmanager
+def _lock(data_dir: Path) -> Iterator[None]:
+    """Two servers must not share a data folder. The lock goes with the process, however it ends."""
+    with (data_dir / "server.lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            address = data_dir / "address"
+            where = f" at {address.read_text().strip()}" if address.exists() else ""
+            raise CannotStart(f"a server is running{where} on the data folder {data_dir} already") from None
+        yield
+
+
+@contextmanager
+def _listen(settings: Settings, *, allow_remote: bool) -> Iterator[socket.socket]:
+    """The listening socket. Raises `CannotStart`: not an address of this machine, taken, or reachable by others."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(
+            settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+    except OSError as error:
+        raise CannotStart(f"{settings.host} is not an address to listen on: {error.strerror}") from None
+    if not ipaddress.ip_address(str(address[0]).partition("%")[0]).is_loopback and not allow_remote:
+        raise CannotStart(
+            f"{settings.host} can be reached by other machines, and the keys would travel unencrypted. Use 127.0.0.1 "
+            "behind a proxy that speaks HTTPS, or say --allow-remote if the network is yours"
+        )
+    try:
+        listener = socket.create_server(address[:2], family=family, backlog=512)
+    except OSError as error:
+        raise CannotStart(f"cannot listen on {settings.host}:{settings.port}: {error.strerror}") from None
+    with listener:
+        yield listener
+
+
+def _prepare(settings: Settings) -> None:
+    """The schema and the key."""
+    engine = connect(settings.database_url)
+    try:
+        upgrade(engine)
+        secret = _secret(settings)
+        with transaction(engine) as session:
+            keys.add_key(session, secret, owner=OWNER, name="billhook-server")
+    except SQLAlchemyError as error:
+        reason = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
+        raise CannotStart(f"the database cannot be used: {reason}") from None
+    finally:
+        engine.dispose()
+
+
+def _secret(settings: Settings) -> str:
+    """The key of the settings, else the one in the data folder, else a new one; in any case it is there afterwards."""
+    path = settings.data_dir / "key"
+    given = settings.api_key.get_secret_value().strip() if settings.api_key else ""
+    kept = path.read_text().strip() if path.exists() else ""
+    secret = given or kept or keys.new_secret()
+    if secret != kept:
+        _write(path, secret)
+    path.chmod(0o600)
+    return secret
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a private file as a whole: a reader sees the old text or the new."""
+    temporary = path.with_name(f".{path.name}.new")
+    temporary.unlink(missing_ok=True)
+    with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(text + "\n")
+    temporary.replace(path)
+
+
+def _serve(settings: Settings, listener: socket.socket, options: argparse.Namespace) -> int:
+    supervisor = Supervisor(_children(listener, options), _environment(), settings.data_dir / "logs")
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: supervisor.stop())
+    url = _url(listener)
+    address = settings.data_dir / "address"
+    address.unlink(missing_ok=True)  # of a server that was killed
+    deadline = time.monotonic() + START_SECONDS
+    failed = False
+
+    def announce() -> None:
+        nonlocal failed
+        if address.exists() or failed:
+            return
+        if _answers(url):
+            _write(address, url)
+            sys.stdout.write(f"Billhook is ready at {url}\nkey and logs are in {settings.data_dir}\n")
+            sys.stdout.flush()
+        elif time.monotonic() > deadline:
+            failed = True
+            supervisor.stop()
+
+    try:
+        supervisor.run(announce)
+    finally:
+        address.unlink(missing_ok=True)
+    if failed:
+        raise CannotStart(f"the API does not start; see {settings.data_dir / 'logs' / 'api.log'}")
+    return 0
+
+
+def _children(listener: socket.socket, options: argparse.Namespace) -> list[Child]:
+    socket_number = listener.fileno()
+    children = [Child("api", ("api.listen", "--fd", str(socket_number)), pass_fds=(socket_number,))]
+    if not options.no_worker:
+        children += [Child(f"worker-{queue}", ("worker", "--queue", queue)) for queue in ("cpu", "inspect")]
+        for number in sorted(set(options.gpu)):
+            children.append(Child(f"worker-gpu-{number}", ("worker", "--queue", "gpu", "--gpu", str(number))))
+    return children
+
+
+def _environment() -> dict[str, str]:
+    """That of this process, with the application importable from wherever this was started."""
+    root = str(Path(__file__).resolve().parent.parent)
+    paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+
+
+def _url(listener: socket.socket) -> str:
+    """Where this machine finds the server: a wildcard address is not one to connect to."""
+    name: Any = listener.getsockname()
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(name[0], name[0])  # noqa: S104
+    return f"http://[{host}]:{name[1]}" if ":" in host else f"http://{host}:{name[1]}"
+
+
+def _answers(url: str) -> bool:
+    try:
+        with _OPENER.open(f"{url}/healthz", timeout=1.0) as answer:
+            return bool(answer.status == 200)
+    except (OSError, urllib.error.URLError):
+        return False
+
+
+# straight to this machine, whatever proxy the environment names
+_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

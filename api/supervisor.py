@@ -1,0 +1,124 @@
+"""Keeps the processes of an embedded server running: starts them, restarts what dies, ends all of them."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import structlog
+
+FIRST_WAIT_SECONDS = 1.0
+LONGEST_WAIT_SECONDS = 30.0
+STEADY_SECONDS = 60.0  # a process that ran for so long starts again at once
+STOP_SECONDS = 25.0  # from SIGTERM to SIGKILL
+MAX_LOG_BYTES = 50 * 2**20
+POLL_SECONDS = 0.1
+_PR_SET_PDEATHSIG = 1
+
+log = structlog.get_logger()
+
+
+@dataclass
+class Child:
+    """A process that is to be running. `command` is what follows `python -m`."""
+
+    name: str
+    command: Sequence[str]
+    pass_fds: tuple[int, ...] = ()
+    process: subprocess.Popen[bytes] | None = None
+    started: float = 0.0
+    wait: float = 0.0
+    start_at: float = 0.0
+
+
+@dataclass
+class Supervisor:
+    """Runs `children` with their output in `logs`. For the main thread of a process without other threads."""
+
+    children: Sequence[Child]
+    environment: Mapping[str, str]
+    logs: Path
+    stopping: bool = field(default=False, init=False)
+
+    def run(self, every_round: Callable[[], None]) -> None:
+        """Keep the children running until `stop` is called; then end them. `every_round` is called all the while."""
+        try:
+            while not self.stopping:
+                for child in self.children:
+                    self._look_after(child)
+                every_round()
+                time.sleep(POLL_SECONDS)
+        finally:
+            self._end_all()
+
+    def stop(self) -> None:
+        """Have `run` end. Safe in a signal handler."""
+        self.stopping = True
+
+    def _look_after(self, child: Child) -> None:
+        now = time.monotonic()
+        if child.process is None:
+            if now >= child.start_at:
+                self._start(child)
+            return
+        status = child.process.poll()
+        if status is None:
+            return
+        steady = now - child.started > STEADY_SECONDS
+        child.wait = 0.0 if steady else min(max(FIRST_WAIT_SECONDS, 2 * child.wait), LONGEST_WAIT_SECONDS)
+        child.start_at = now + child.wait
+        child.process = None
+        log.error("a process ended and is started again", name=child.name, status=status, in_seconds=child.wait)
+
+    def _start(self, child: Child) -> None:
+        path = self.logs / f"{child.name}.log"
+        if path.exists() and path.stat().st_size > MAX_LOG_BYTES:
+            path.replace(path.with_suffix(".log.1"))
+        with path.open("ab") as output:
+            child.process = subprocess.Popen(  # noqa: S603  # our own modules
+                [sys.executable, "-m", *child.command],
+                env=dict(self.environment),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                pass_fds=child.pass_fds,
+                process_group=0,  # Ctrl-C in a terminal is for this process, which tells the others in order
+                preexec_fn=_die_with(os.getpid()),  # no other thread is running here
+            )
+        child.started = time.monotonic()
+        log.info("started", name=child.name, pid=child.process.pid)
+
+    def _end_all(self) -> None:
+        running = [(child, child.process) for child in self.children if child.process is not None]
+        for _, process in running:
+            process.send_signal(signal.SIGTERM)
+        deadline = time.monotonic() + STOP_SECONDS
+        for child, process in running:
+            try:
+                process.wait(max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                log.error("a process did not stop and is killed", name=child.name)
+                process.kill()
+                process.wait()
+            child.process = None
+
+
+def _die_with(parent: int) -> Callable[[], None] | None:
+    """What a new process does first: ask to be told (SIGTERM) when this one dies, however it dies. Linux only."""
+    if sys.platform != "linux":
+        return None
+    libc = ctypes.CDLL(None)
+
+    def ask() -> None:
+        libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM))
+        if os.getppid() != parent:  # it died in between
+            os._exit(1)
+
+    return ask
