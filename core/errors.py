@@ -77,9 +77,21 @@ class DatasetRefused(BillhookError):
 
 
 class DatasetUnreadable(DatasetRefused):
-    """Not the format it claims: truncated, corrupt, object arrays, links, a bomb."""
+    """Not the format it claims: truncated, corrupt, object arrays, links."""
 
     code = "dataset_unreadable"
+
+
+class DatasetTooLarge(DatasetRefused):
+    """Past a cap on files, bytes, pixels or compression ratio (a bomb)."""
+
+    code = "dataset_too_large"
+
+
+class DatasetUnsuitable(DatasetRefused):
+    """Readable, but nothing to train a classifier on: one class, an empty class, labels with gaps, splits that leak."""
+
+    code = "dataset_unsuitable"
 
 
 class DatasetMismatch(DatasetRefused):

@@ -1,0 +1,1 @@
+"""Datasets: reading them safely, splitting them once, and handing out preprocessed batches."""

@@ -1,0 +1,237 @@
+"""A dataset in memory: read once, split once, preprocessed batch by batch on the device.
+
+`load_dataset` is the way in, `READERS` the formats. `core.data.fit.check_fits` holds a dataset against a model.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from core.data import augment as augmentation
+from core.data.batches import batch_bounds, epoch_order
+from core.data.digits import read_digits
+from core.data.image_folder import read_image_folder
+from core.data.npz import read_npz
+from core.data.pixels import to_grey
+from core.data.source import SPLIT_NAMES, Images, Source, SplitName
+from core.data.splits import content_sha256, find_overlaps, order_classes, split_source
+from core.errors import DatasetMismatch, Fault
+from core.job import DatasetFormat, DatasetInput, Preprocess
+from core.recipe import Augment
+
+Reader = Callable[[Path | None, Preprocess], Source]
+READERS: Mapping[DatasetFormat, Reader] = {
+    "image_folder": read_image_folder,
+    "npz": read_npz,
+    "digits": read_digits,
+}
+Channels = Literal["RGB", "BGR", "L"]
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split, held in memory.
+
+    x: (N, C, H, W), uint8, or float32 in 0-255 where uint8 would round (see `Images`), already of the size that the
+    model gets; y: int64 (N,), positions in `Dataset.classes`. `given`: split off by the upload itself.
+    `index_sha256`: of the samples' positions in what was uploaded.
+    """
+
+    x: Tensor
+    y: Tensor
+    given: bool
+    index_sha256: str
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Splits, and how their images become the model's input.
+
+    `classes`: names in the order of the model's outputs. `image_shape`: (C, H, W) as held. `options`: the preprocess
+    options. `channels`: what the model is given; follows the images until `check_fits` sees the model.
+    """
+
+    splits: Mapping[SplitName, Split]
+    classes: tuple[str, ...]
+    options: Preprocess
+    channels: Channels
+    details: Mapping[str, Any]
+    warnings: tuple[str, ...]
+    _on_device: dict[tuple[SplitName, str], Tensor] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of an image as held."""
+        _, channels, height, width = self.splits["train"].x.shape
+        return channels, height, width
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """Shape of one preprocessed image in the model's layout: (C, H, W), or (H, W, C) for NHWC."""
+        _, height, width = self.image_shape
+        channels = 1 if self.channels == "L" else 3
+        return (channels, height, width) if self.options.layout == "NCHW" else (height, width, channels)
+
+    def with_channels(self, channels: Channels) -> Dataset:
+        """The same dataset for a model that takes `channels`. RGB images are turned grey here, once."""
+        splits = dict(self.splits)
+        if channels == "L" and self.image_shape[0] == 3:
+            splits = {name: dataclasses.replace(split, x=to_grey(split.x)) for name, split in splits.items()}
+        return dataclasses.replace(self, splits=splits, channels=channels, _on_device={})
+
+    def preprocess(self, batch: Tensor) -> Tensor:
+        """The model's input: (x · scale − mean) / std, in the model's channels and layout, on the batch's device.
+
+        batch: (B, C, H, W) as held (`Split.x`). Returns float32 (B, C', H, W), or (B, H, W, C') for NHWC. `mean` and
+        `std` are in the order of the model's channels. Raises `DatasetMismatch` where their lengths are wrong.
+        """
+        grey = batch.shape[1] == 1
+        if self.channels == "BGR" and not grey:
+            batch = batch.flip(1)
+        if self.channels == "L" and not grey:
+            batch = to_grey(batch)
+        factor, shift = self._affine()
+        images = torch.addcmul(shift.to(batch.device), batch.to(torch.float32), factor.to(batch.device))
+        if self.channels != "L" and images.shape[1] == 1:
+            images = images.expand(-1, 3, -1, -1).contiguous()
+        return images if self.options.layout == "NCHW" else images.permute(0, 2, 3, 1).contiguous()
+
+    def batches(
+        self,
+        split: SplitName,
+        batch_size: int,
+        *,
+        epoch: int = 0,
+        seed: int = 0,
+        shuffle: bool = False,
+        augment: Augment = "none",
+        device: torch.device | str = "cpu",
+        start: int = 0,
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """One epoch of (model input float32, labels int64) on `device`, at most `batch_size` images each.
+
+        Order and augmentation depend on (seed, epoch) alone; `start` skips that many batches of the epoch. The split is
+        copied to an accelerator once and batches are made there. Batches are evened out (see `batch_bounds`).
+        """
+        device = torch.device(device)
+        images, labels = self._held(split, device)
+        order = epoch_order(len(labels), seed=seed, epoch=epoch, shuffle=shuffle)
+        draws = augmentation.draw(augment, len(labels), images.shape[2], seed=seed, epoch=epoch)
+        for first, last in batch_bounds(len(labels), batch_size)[start:]:
+            samples = order[first:last]
+            here = samples.to(device, non_blocking=True)
+            # in order, a slice is a view; gathering would copy
+            batch = images[here] if shuffle else images[first:last]
+            if draws is not None:
+                batch = augmentation.apply(batch, draws.take(samples, device))
+            yield self.preprocess(batch), labels[here]
+
+    def batch_count(self, split: SplitName, batch_size: int) -> int:
+        """How many batches `batches` yields."""
+        return len(batch_bounds(len(self.splits[split]), batch_size))
+
+    def summary(self) -> dict[str, Any]:
+        """JSON: counts per split and class, image shape, mean and std per channel of train after `scale`, warnings,
+        hashes. `index_sha256` is of the positions in the upload, `content_sha256` of the images and labels as held."""
+        splits = {}
+        for name, split in self.splits.items():
+            counts = torch.bincount(split.y, minlength=len(self.classes)).tolist()
+            splits[name] = {
+                "images": len(split),
+                "per_class": dict(zip(self.classes, counts, strict=True)),
+                "given": split.given,
+                "index_sha256": split.index_sha256,
+                "content_sha256": content_sha256(split.x, split.y),
+            }
+        mean, std = _statistics(self.splits["train"].x)
+        return {
+            "images": sum(len(split) for split in self.splits.values()),
+            "classes": list(self.classes),
+            "image_shape": list(self.image_shape),
+            "dtype": str(self.splits["train"].x.dtype).removeprefix("torch."),
+            "mean": [value * self.options.scale for value in mean],
+            "std": [value * self.options.scale for value in std],
+            "splits": splits,
+            "preprocess": self.options.model_dump(mode="json"),
+            "warnings": list(self.warnings),
+            **self.details,
+        }
+
+    def _held(self, split: SplitName, device: torch.device) -> tuple[Tensor, Tensor]:
+        held = self.splits[split]
+        if device.type == "cpu":
+            return held.x, held.y
+        key = (split, str(device))
+        if key not in self._on_device:
+            self._on_device[key] = held.x.to(device)
+        return self._on_device[key], held.y.to(device)
+
+    def _affine(self) -> tuple[Tensor, Tensor]:
+        """factor, shift (1, C' or 1, 1, 1) with factor · x + shift = (x · scale − mean) / std."""
+        wanted = 1 if self.channels == "L" else 3
+        faults = per_channel_faults(self.options, wanted)
+        if faults:
+            raise DatasetMismatch("preprocess does not fit the images' channels", faults=faults)
+        mean = torch.tensor(self.options.mean, dtype=torch.float64).view(1, -1, 1, 1)
+        std = torch.tensor(self.options.std, dtype=torch.float64).view(1, -1, 1, 1)
+        factor, shift = torch.broadcast_tensors(self.options.scale / std, -mean / std)
+        return factor.float(), shift.float()
+
+
+def per_channel_faults(options: Preprocess, channels: int) -> list[Fault]:
+    """What is wrong with the lengths of `mean` and `std` for a model of that many channels."""
+    expected = "one number" if channels == 1 else f"one number, or {channels}, one per channel"
+    given = {"mean": options.mean, "std": options.std}
+    return [
+        Fault(f"/preprocess/{name}", f"{len(values)} numbers for {channels} channel(s)", expected)
+        for name, values in given.items()
+        if len(values) not in (1, channels)
+    ]
+
+
+def load_dataset(dataset: DatasetInput) -> Dataset:
+    """Read, check and split. Raises a subclass of `DatasetRefused` with every fault that was found."""
+    preprocess = dataset.options.preprocess
+    source = READERS[dataset.format](dataset.path, preprocess)
+    source = order_classes(source, preprocess.class_order)
+    parts = split_source(source, dataset.options.splits)
+    warnings = [*source.warnings, *find_overlaps(parts)]
+    splits = {
+        name: Split(part.images.x, part.images.y, part.given, part.index_sha256) for name, part in parts.items()
+    }
+    stored: Channels = "L" if splits["train"].x.shape[1] == 1 else "RGB"
+    details = {
+        "format": dataset.format,
+        "sha256": dataset.sha256,
+        "split_options": dataset.options.splits.model_dump(mode="json"),
+        **source.details,
+    }
+    return Dataset(splits, source.classes, preprocess, preprocess.channels or stored, details, tuple(warnings))
+
+
+def _statistics(images: Tensor, chunk: int = 4096) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation per channel of the raw 0-255 values, in float64, chunk by chunk."""
+    channels = images.shape[1]
+    total = torch.zeros(channels, dtype=torch.float64)
+    squares = torch.zeros(channels, dtype=torch.float64)
+    for part in images.split(chunk):
+        values = part.to(torch.float64).transpose(0, 1).reshape(channels, -1)
+        total += values.sum(1)
+        squares += values.square().sum(1)
+    pixels = images.numel() // channels
+    mean = total / pixels
+    std = (squares / pixels - mean.square()).clamp(min=0).sqrt()
+    return mean.tolist(), std.tolist()
+
+
+__all__ = ["READERS", "SPLIT_NAMES", "Dataset", "Images", "Split", "SplitName", "load_dataset"]

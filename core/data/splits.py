@@ -1,0 +1,175 @@
+"""Splits: what the upload splits itself is kept, what is missing is taken from train. Once, stratified, by seed."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from core.data.source import SPLIT_NAMES, Images, Source, SplitName, pointer
+from core.errors import DatasetMismatch, DatasetUnsuitable, Fault
+from core.job import Splits
+
+
+@dataclass(frozen=True)
+class Part:
+    """One split. `index_sha256`: of its images' positions in the upload (little-endian int64)."""
+
+    images: Images
+    given: bool
+    index_sha256: str
+
+
+def order_classes(source: Source, class_order: Sequence[str] | None) -> Source:
+    """The source with its classes in the order of the model's outputs.
+
+    `class_order` may name classes that the dataset has no images of (a model of many classes, a dataset of some); it
+    must name each that it has. Raises `DatasetUnsuitable` (fewer than two classes, one without training images) or
+    `DatasetMismatch` (the order).
+    """
+    counts = torch.bincount(source.splits["train"].y, minlength=len(source.classes)).tolist()
+    faults = [
+        Fault(pointer("file", name), f"class {name!r} has no training images", "at least one image of each class")
+        for name, count in zip(source.classes, counts, strict=True)
+        if count == 0
+    ]
+    if len(source.classes) < 2:
+        found = f"only the class {source.classes[0]!r}" if source.classes else "no class"
+        faults.append(Fault("/file", f"{found} was found", "two classes or more"))
+    if faults:
+        raise DatasetUnsuitable("the dataset cannot train a classifier", faults=faults)
+    if class_order is None:
+        return source
+    where = "/preprocess/class_order"
+    faults = [
+        Fault(where, f"{name!r} is named more than once", "each class once")
+        for name in sorted({name for name in class_order if class_order.count(name) > 1})
+    ]
+    faults += [
+        Fault(where, f"the dataset's class {name!r} is missing", f"an order of {', '.join(source.classes[:50])}")
+        for name in source.classes
+        if name not in class_order
+    ]
+    if faults:
+        raise DatasetMismatch("class_order does not list the dataset's classes", faults=faults)
+    position = torch.tensor([class_order.index(name) for name in source.classes])
+    splits = {name: Images(images.x, position[images.y]) for name, images in source.splits.items()}
+    warnings = list(source.warnings)
+    without = [name for name in class_order if name not in source.classes]
+    if without:
+        warnings.append(f"class_order names {len(without)} class(es) that the dataset has no images of: {_few(without)}")
+    return dataclasses.replace(source, splits=splits, classes=tuple(class_order), warnings=warnings)
+
+
+def split_source(source: Source, options: Splits) -> dict[SplitName, Part]:
+    """All three splits. Those that are missing are taken from train, class by class, in the shares of `options`.
+
+    Every class gives each missing split at least one image and keeps at least one. The images are reordered in place,
+    so that they are held once. Raises `DatasetUnsuitable` where a class is too small or the shares leave no train.
+    """
+    shares: dict[SplitName, float] = {"test": options.test, "validation": options.validation}
+    missing = {name: share for name, share in shares.items() if name not in source.splits}
+    if sum(missing.values()) >= 1:
+        fault = Fault("/splits", f"{' and '.join(missing)} take all of train", "shares that add up to less than 1")
+        raise DatasetUnsuitable("the splits leave nothing to train on", faults=[fault])
+    pool = source.splits["train"]
+    taken = _stratified(pool.y.numpy(), missing, options.seed, source.classes)
+    parts: dict[SplitName, Part] = {}
+    order = np.concatenate([taken[name] for name in SPLIT_NAMES if name in taken])
+    _reorder(pool.x.numpy(), order)
+    labels = pool.y[torch.from_numpy(order)]
+    start = 0
+    for name in SPLIT_NAMES:
+        if name in taken:
+            rows = slice(start, start + len(taken[name]))
+            images, index, start = Images(pool.x[rows], labels[rows]), taken[name], rows.stop
+        else:
+            images = source.splits[name]
+            index = np.arange(len(images))
+        given = name in source.splits and not (name == "train" and missing)
+        parts[name] = Part(images, given, hashlib.sha256(index.astype("<i8").tobytes()).hexdigest())
+    return parts
+
+
+def find_overlaps(parts: Mapping[SplitName, Part]) -> list[str]:
+    """Warnings about images that are in two splits, pixel by pixel.
+
+    Raises `DatasetUnsuitable` where a whole validation or test split is inside another: it would measure memory.
+    """
+    digests = {name: _digests(part.images.x) for name, part in parts.items()}
+    warnings, faults = [], []
+    for first, second in combinations(SPLIT_NAMES, 2):
+        inside = set(digests[first])
+        shared = sum(digest in inside for digest in digests[second])
+        if shared == len(digests[second]):
+            message = f"all {shared} images of {second} are in {first} too"
+            faults.append(Fault(pointer("file", second), message, f"images that are not in {first}"))
+        elif shared:
+            warnings.append(f"{shared} of {len(digests[second])} images of {second} are in {first} too")
+    if faults:
+        raise DatasetUnsuitable("the splits overlap", faults=faults)
+    return warnings
+
+
+def content_sha256(x: Tensor, y: Tensor) -> str:
+    """SHA-256 of images and labels in order, as held in memory."""
+    digest = hashlib.sha256(f"{x.dtype} {tuple(x.shape)}".encode())
+    digest.update(np.ascontiguousarray(x.numpy()).data)
+    digest.update(y.numpy().astype("<i8").tobytes())
+    return digest.hexdigest()
+
+
+def _stratified(
+    labels: NDArray[np.int64], shares: Mapping[SplitName, float], seed: int, classes: Sequence[str]
+) -> dict[SplitName, NDArray[np.int64]]:
+    """Ascending positions of each split of `shares`, and of what remains as "train"."""
+    generator = np.random.Generator(np.random.PCG64(seed))
+    chosen: dict[SplitName, list[NDArray[np.int64]]] = {name: [] for name in SPLIT_NAMES if name in (*shares, "train")}
+    faults = []
+    for label in np.unique(labels):
+        positions = generator.permutation(np.flatnonzero(labels == label))
+        counts = {name: max(1, math.floor(share * len(positions) + 0.5)) for name, share in shares.items()}
+        if sum(counts.values()) >= len(positions):
+            message = f"class {classes[label]!r} has {len(positions)} images to share among train, {', '.join(shares)}"
+            faults.append(Fault(pointer("file", classes[label]), message, "more images, or smaller shares in /splits"))
+            continue
+        for name, count in counts.items():
+            chosen[name].append(positions[:count])
+            positions = positions[count:]
+        chosen["train"].append(positions)
+    if faults:
+        raise DatasetUnsuitable("classes are too small to be split", faults=faults)
+    return {name: np.sort(np.concatenate(positions)) for name, positions in chosen.items()}
+
+
+def _reorder(rows: NDArray[np.generic], order: NDArray[np.int64]) -> None:
+    """rows[:] = rows[order] along its cycles: in place, since a gathered copy would double the dataset's memory."""
+    done = np.zeros(len(order), dtype=bool)
+    source = order.tolist()
+    for start in range(len(source)):
+        if done[start] or source[start] == start:
+            continue
+        held = rows[start].copy()
+        here = start
+        while source[here] != start:
+            done[here] = True
+            rows[here] = rows[source[here]]
+            here = source[here]
+        done[here] = True
+        rows[here] = held
+
+
+def _digests(x: Tensor) -> list[bytes]:
+    return [hashlib.blake2b(row.tobytes(), digest_size=16).digest() for row in x.numpy()]
+
+
+def _few(names: Sequence[str], limit: int = 10) -> str:
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
