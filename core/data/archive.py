@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 from core.data.source import pointer
 from core.errors import DatasetTooLarge, DatasetUnreadable, Fault
@@ -73,7 +73,7 @@ def read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
         raise DatasetUnreadable("a member of the archive is damaged", faults=[fault]) from None
 
 
-def read_exactly(stream: BinaryIO | zipfile.ZipExtFile, size: int) -> bytes:
+def read_exactly(stream: IO[bytes], size: int) -> bytes:
     """`size` bytes and the end of the stream after them. Raises `EOFError` or `ValueError`."""
     data = stream.read(size)
     if len(data) != size:

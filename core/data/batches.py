@@ -9,7 +9,7 @@ from core.data.augment import seeded
 
 
 def batch_bounds(images: int, batch_size: int) -> list[tuple[int, int]]:
-    """First and one-past-last position of each batch: ceil(images / batch_size) batches whose sizes differ by at most 1.
+    """First and one-past-last position of each of ceil(images / batch_size) batches whose sizes differ by at most 1.
 
     Evened out instead of a short last batch: a rest of one image would break BatchNorm and weigh as much as a whole
     batch in the gradient.

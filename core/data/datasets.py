@@ -98,8 +98,6 @@ class Dataset:
         grey = batch.shape[1] == 1
         if self.channels == "BGR" and not grey:
             batch = batch.flip(1)
-        if self.channels == "L" and not grey:
-            batch = to_grey(batch)
         factor, shift = self._affine()
         images = torch.addcmul(shift.to(batch.device), batch.to(torch.float32), factor.to(batch.device))
         if self.channels != "L" and images.shape[1] == 1:
@@ -177,15 +175,14 @@ class Dataset:
         return self._on_device[key], held.y.to(device)
 
     def _affine(self) -> tuple[Tensor, Tensor]:
-        """factor, shift (1, C' or 1, 1, 1) with factor · x + shift = (x · scale − mean) / std."""
+        """factor and shift, each (1, C' or 1, 1, 1), with factor · x + shift = (x · scale − mean) / std."""
         wanted = 1 if self.channels == "L" else 3
         faults = per_channel_faults(self.options, wanted)
         if faults:
             raise DatasetMismatch("preprocess does not fit the images' channels", faults=faults)
         mean = torch.tensor(self.options.mean, dtype=torch.float64).view(1, -1, 1, 1)
         std = torch.tensor(self.options.std, dtype=torch.float64).view(1, -1, 1, 1)
-        factor, shift = torch.broadcast_tensors(self.options.scale / std, -mean / std)
-        return factor.float(), shift.float()
+        return (self.options.scale / std).float(), (-mean / std).float()
 
 
 def per_channel_faults(options: Preprocess, channels: int) -> list[Fault]:
@@ -206,9 +203,7 @@ def load_dataset(dataset: DatasetInput) -> Dataset:
     source = order_classes(source, preprocess.class_order)
     parts = split_source(source, dataset.options.splits)
     warnings = [*source.warnings, *find_overlaps(parts)]
-    splits = {
-        name: Split(part.images.x, part.images.y, part.given, part.index_sha256) for name, part in parts.items()
-    }
+    splits = {name: Split(part.images.x, part.images.y, part.given, part.index_sha256) for name, part in parts.items()}
     stored: Channels = "L" if splits["train"].x.shape[1] == 1 else "RGB"
     details = {
         "format": dataset.format,
@@ -216,7 +211,8 @@ def load_dataset(dataset: DatasetInput) -> Dataset:
         "split_options": dataset.options.splits.model_dump(mode="json"),
         **source.details,
     }
-    return Dataset(splits, source.classes, preprocess, preprocess.channels or stored, details, tuple(warnings))
+    loaded = Dataset(splits, source.classes, preprocess, stored, details, tuple(warnings))
+    return loaded.with_channels(preprocess.channels or stored)
 
 
 def _statistics(images: Tensor, chunk: int = 4096) -> tuple[list[float], list[float]]:
@@ -224,7 +220,8 @@ def _statistics(images: Tensor, chunk: int = 4096) -> tuple[list[float], list[fl
     channels = images.shape[1]
     total = torch.zeros(channels, dtype=torch.float64)
     squares = torch.zeros(channels, dtype=torch.float64)
-    for part in images.split(chunk):
+    for start in range(0, len(images), chunk):
+        part = images[start : start + chunk]
         values = part.to(torch.float64).transpose(0, 1).reshape(channels, -1)
         total += values.sum(1)
         squares += values.square().sum(1)

@@ -29,12 +29,16 @@ MAX_SIDE = 8192  # pixels, as for preprocess.size
 MAX_CLASSES = 100_000
 _CHUNK_BYTES = 16 << 20
 _SUFFIX: Mapping[str, SplitName] = {"train": "train", "val": "validation", "test": "test"}
+# what zipfile, and numpy's parser of a header, raise on hostile bytes
+_DAMAGED = (
+    zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, SyntaxError, TypeError, RecursionError, RuntimeError,
+)  # fmt: skip
 _ALLOWED = "x_train, y_train, x_val, y_val, x_test, y_test"
 Array = NDArray[Any]
 
 
 def read_npz(path: Path | None, preprocess: Preprocess) -> Source:
-    """The arrays as a source. Raises `DatasetUnreadable`, `DatasetTooLarge` or `DatasetUnsuitable`, all faults at once."""
+    """The arrays as a source. Raises `DatasetUnreadable`, `DatasetTooLarge` or `DatasetUnsuitable` with the faults."""
     if path is None:
         raise DatasetUnreadable("npz needs a file", faults=[Fault("/file", "no file was given", "an .npz file")])
     arrays = _read_arrays(path)
@@ -79,8 +83,9 @@ def _read_arrays(path: Path) -> dict[str, Array]:
                 arrays[member.filename.removesuffix(".npy")] = _read_array(archive, member)
             except _Refused as refused:
                 faults.append(Fault(pointer("file", member.filename), refused.message, refused.expected))
-            except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, SyntaxError, TypeError, RecursionError):
-                faults.append(Fault(pointer("file", member.filename), "damaged, or no .npy array", "an undamaged array"))
+            except _DAMAGED:
+                where = pointer("file", member.filename)
+                faults.append(Fault(where, "damaged, or no .npy array", "an undamaged array"))
         if faults:
             raise DatasetUnreadable("arrays of the file cannot be read", faults=faults)
     return arrays
@@ -107,10 +112,11 @@ def _read_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Array:
         size = math.prod(shape) * dtype.itemsize
         held = member.file_size - stream.tell()
         if min(shape, default=0) < 0 or size != held:
-            raise _Refused(f"the header says {_text(shape)} {dtype}, {size} bytes; there are {held}", "as many as it says")
+            message = f"the header says {_text(shape)} {dtype}, {size} bytes; there are {held}"
+            raise _Refused(message, "as many bytes as the header says")
         flat = np.empty(math.prod(shape), dtype)
         # no memoryview of an empty array can be cast to bytes
-        rest = memoryview(flat).cast("B") if flat.size else memoryview(b"")
+        rest = flat.view(np.uint8).data if flat.size else memoryview(b"")
         while rest:
             data = stream.read(min(len(rest), _CHUNK_BYTES))
             if not data:
@@ -209,13 +215,13 @@ def _extremes(array: Array) -> tuple[float, float]:
 
 
 def _value_range(arrays: list[Array]) -> str:
-    """"0-1" for floats none of which is above 1, in any split; else "0-255"."""
+    """`0-1` for floats none of which is above 1, in any split; else `0-255`."""
     floats = all(array.dtype.kind == "f" for array in arrays)
     return "0-1" if floats and all(_extremes(array)[1] <= 1 for array in arrays) else "0-255"
 
 
 def _rows(array: Array) -> int:
-    return max(1, _CHUNK_BYTES // max(1, array[0].size * 8))
+    return max(1, _CHUNK_BYTES // max(1, math.prod(array.shape[1:]) * 8))
 
 
 def _raw(part: Array, value_range: str) -> Array:

@@ -15,7 +15,8 @@ def to_grey(images: Tensor) -> Tensor:
     images: (N, 3, H, W) uint8 or float32. Returns (N, 1, H, W) of the same dtype and device.
     """
     grey = images.new_empty((len(images), 1, *images.shape[2:]))
-    for part, out in zip(images.split(CHUNK), grey.split(CHUNK), strict=True):
+    for start in range(0, len(images), CHUNK):
+        part, out = images[start : start + CHUNK], grey[start : start + CHUNK]
         if images.dtype == torch.uint8:
             red, green, blue = part.to(torch.int32).unbind(1)
             out[:, 0] = ((19595 * red + 38470 * green + 7471 * blue + 0x8000) >> 16).to(torch.uint8)
@@ -33,6 +34,7 @@ def resize(images: Tensor, size: tuple[int, int]) -> Tensor:
     if tuple(images.shape[2:]) == tuple(size):
         return images
     resized = images.new_empty((len(images), images.shape[1], *size))
-    for part, out in zip(images.split(CHUNK), resized.split(CHUNK), strict=True):
-        out.copy_(functional.interpolate(part, size=size, mode="bilinear", antialias=True, align_corners=False))
+    for start in range(0, len(images), CHUNK):
+        part = functional.interpolate(images[start : start + CHUNK], size, mode="bilinear", antialias=True)
+        resized[start : start + CHUNK] = part
     return resized

@@ -65,7 +65,7 @@ def order_classes(source: Source, class_order: Sequence[str] | None) -> Source:
     warnings = list(source.warnings)
     without = [name for name in class_order if name not in source.classes]
     if without:
-        warnings.append(f"class_order names {len(without)} class(es) that the dataset has no images of: {_few(without)}")
+        warnings.append(f"class_order names {len(without)} class(es) without images: {_few(without)}")
     return dataclasses.replace(source, splits=splits, classes=tuple(class_order), warnings=warnings)
 
 
