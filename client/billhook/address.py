@@ -73,7 +73,8 @@ def _checked_url(text: str) -> tuple[str, str]:
         raise InputInvalid("the server's address is no URL; it looks like https://billhook.example.com") from None
     if url.userinfo:
         raise InputInvalid("the server's address must not hold a user or password; the key goes into BILLHOOK_KEY")
-    if url.scheme not in ("http", "https") or not url.host or url.query or url.fragment:
+    is_host = re.fullmatch(rb"[0-9a-z._:-]+", url.raw_host) is not None
+    if url.scheme not in ("http", "https") or not is_host or url.query or url.fragment:
         raise InputInvalid(f"{text!r} is no server's address; it looks like https://billhook.example.com")
     return str(url).rstrip("/"), url.host
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from billhook.errors import InputInvalid
 from billhook.steps import CHUNK_BYTES
 
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp"})  # what the server reads
 _EARLIEST = (1980, 1, 1, 0, 0, 0)  # the first moment that a zip can hold
 
 
@@ -23,8 +23,6 @@ class LocalFile:
     path: Path
     sha256: str
     size: int
-    skipped: int = 0
-    """Files of a zipped folder that are no images."""
 
 
 def local_file(path: Path) -> LocalFile:
@@ -42,51 +40,54 @@ def local_file(path: Path) -> LocalFile:
 
 
 def zip_folder(folder: Path, target: Path) -> LocalFile:
-    """The images below `folder` as the zip `target`, the same bytes for the same names and contents.
+    """All that is below `folder` as the zip `target`, the same bytes for the same names and contents.
 
     Sorted names, no times, no owners, no compression (images are compressed already, and zlib's output differs
-    between versions). Hidden files and files that are no images are left out and counted. Links are followed.
-    Raises `InputInvalid` where there is no image, or where a link leads round in a circle.
+    between versions). Only hidden files and what systems leave behind are left out: what else does not belong there,
+    the server says. Links are followed. Raises `InputInvalid` where there is no image at all (a wrong folder), or where
+    a link leads round in a circle.
     """
-    names, skipped = _images(folder)
-    if not names:
+    names = _names(folder)
+    if not any(Path(name).suffix.lower() in IMAGE_SUFFIXES for name in names):
         raise InputInvalid(
-            f"{folder} holds no images: expected one folder per class (or train/, validation/, test/ with these inside)"
+            f"{folder} holds no images: expected one folder per class (or train/, val/, test/ with these inside)"
         )
     try:
-        with zipfile.ZipFile(target, "w", zipfile.ZIP_STORED, strict_timestamps=True) as archive:
+        with zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as archive:
             for name in names:
-                source = folder / name
                 entry = zipfile.ZipInfo(name, _EARLIEST)
-                entry.create_system, entry.external_attr = 3, 0o100644 << 16  # the same on every system
-                entry.file_size = source.stat().st_size
-                with source.open("rb") as reader, archive.open(entry, "w") as writer:
+                entry.create_system = 3  # the same on every system
+                if name.endswith("/"):
+                    entry.external_attr = 0o40755 << 16 | 0x10
+                    archive.writestr(entry, b"")
+                    continue
+                entry.external_attr = 0o100644 << 16
+                entry.file_size = (folder / name).stat().st_size
+                with (folder / name).open("rb") as reader, archive.open(entry, "w") as writer:
                     shutil.copyfileobj(reader, writer, CHUNK_BYTES)
     except OSError as error:
         raise InputInvalid(f"{folder} cannot be zipped: {error.strerror or error}") from None
-    zipped = local_file(target)
-    return LocalFile(target, zipped.sha256, zipped.size, skipped)
+    return local_file(target)
 
 
-def _images(folder: Path) -> tuple[list[str], int]:
-    """Names relative to `folder` with forward slashes, sorted; and how many visible files are no images."""
+def _names(folder: Path) -> list[str]:
+    """Names relative to `folder` with forward slashes, sorted; empty folders (classes without images) end in one."""
     names: list[str] = []
-    skipped = 0
-    parents: dict[str, frozenset[str]] = {str(folder): frozenset({os.path.realpath(folder)})}
+    above: dict[str, frozenset[str]] = {str(folder): frozenset({os.path.realpath(folder)})}
     for where, subfolders, files in os.walk(folder, followlinks=True):
-        above = parents.pop(where)
-        subfolders[:] = [name for name in subfolders if not name.startswith((".", "__MACOSX"))]
+        parents = above.pop(where)
+        subfolders[:] = [name for name in subfolders if not _is_litter(name)]
+        files = [name for name in files if not _is_litter(name)]
         for name in subfolders:
             below = str(Path(where, name))
-            real = os.path.realpath(below)
-            if real in above:
+            if (real := os.path.realpath(below)) in parents:
                 raise InputInvalid(f"{below} is a link to a folder above it")
-            parents[below] = above | {real}
-        for name in files:
-            if name.startswith("."):
-                continue
-            if Path(name).suffix.lower() in IMAGE_SUFFIXES:
-                names.append(Path(where, name).relative_to(folder).as_posix())
-            else:
-                skipped += 1
-    return sorted(names), skipped
+            above[below] = parents | {real}
+        names += [Path(where, name).relative_to(folder).as_posix() for name in files]
+        if not files and not subfolders and where != str(folder):
+            names.append(Path(where).relative_to(folder).as_posix() + "/")
+    return sorted(names)
+
+
+def _is_litter(name: str) -> bool:
+    return name.startswith(".") or name in ("__MACOSX", "Thumbs.db", "desktop.ini")

@@ -191,7 +191,7 @@ class Client:
             response = self._http.send(self._http.build_request(**_arguments(call), content=body), stream=True)
             try:
                 if call.sink is not None and call.sink.begin(response.status_code, _lowered(response)):
-                    for chunk in response.iter_raw(CHUNK_BYTES):
+                    for chunk in response.iter_raw():
                         call.sink.write(chunk)
                     return Reply(response.status_code, _lowered(response), b"")
                 return Reply(response.status_code, _lowered(response), response.read())
@@ -296,7 +296,7 @@ class AsyncClient:
             response = await self._http.send(self._http.build_request(**_arguments(call), content=body), stream=True)
             try:
                 if call.sink is not None and call.sink.begin(response.status_code, _lowered(response)):
-                    async for chunk in response.aiter_raw(CHUNK_BYTES):
+                    async for chunk in response.aiter_raw():
                         await anyio.to_thread.run_sync(call.sink.write, chunk)
                     return Reply(response.status_code, _lowered(response), b"")
                 return Reply(response.status_code, _lowered(response), await response.aread())

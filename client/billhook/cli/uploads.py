@@ -88,9 +88,6 @@ def add_dataset(
     source: Annotated[str, typer.Argument(
         metavar="SOURCE", help="A zip or npz file, a folder of images (one folder per class), or builtin:digits.",
     )],
-    format: Annotated[str | None, typer.Option(
-        metavar="NAME", help="image_folder or npz, where the file's name does not tell.",
-    )] = None,
     preprocess: Annotated[str | None, typer.Option(
         metavar="FILE|JSON", help="From images to the model's input: size, mean, std, channels, layout, class_order.",
     )] = None,
@@ -114,7 +111,7 @@ def add_dataset(
     with ProgressDisplay(session.err) as display:
         display.show("dataset", None)
         dataset = session.client.add_dataset(
-            source, format=format, preprocess=document_argument("--preprocess", preprocess),
+            source, preprocess=document_argument("--preprocess", preprocess),
             splits=document_argument("--splits", splits), timeout=timeout,
             on_bytes=lambda sent, total: display.show("dataset", sent / max(total, 1)),
         )  # fmt: skip

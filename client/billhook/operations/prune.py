@@ -42,7 +42,6 @@ def prune(
     *,
     architecture: str | None = None,
     input_shape: Sequence[int] | None = None,
-    format: str | None = None,
     preprocess: Mapping[str, Any] | None = None,
     splits: Mapping[str, Any] | None = None,
     requirements: Mapping[str, str] | None = None,
@@ -91,7 +90,7 @@ def prune(
         dataset = yield from uploads.wait_for_dataset(core, dataset_id, timeout=left())
     else:
         dataset = yield from uploads.add_dataset(
-            core, data, format=format, preprocess=preprocess, splits=splits, timeout=left(),
+            core, data, preprocess=preprocess, splits=splits, timeout=left(),
             on_bytes=lambda sent, total: on_progress(Progress("upload dataset", sent / max(total, 1))),
         )  # fmt: skip
 

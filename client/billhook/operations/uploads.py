@@ -127,7 +127,6 @@ def add_dataset(
     core: Core,
     source: str | Path,
     *,
-    format: str | None = None,
     preprocess: Mapping[str, Any] | None = None,
     splits: Mapping[str, Any] | None = None,
     timeout: float | None = None,
@@ -140,19 +139,17 @@ def add_dataset(
     Raises as `upload_model`.
     """
     deadline = deadline_after(core, timeout)
-    options = {"preprocess": preprocess, "splits": splits, "format": format}
+    options = {"preprocess": preprocess, "splits": splits}
     given = {name: value for name, value in options.items() if value is not None}
     if isinstance(source, str) and source.startswith("builtin:"):
         reply = yield from send(core, Call("POST", "/v1/datasets", json={"uri": source, **given}), deadline=deadline)
         dataset = parse(Dataset, body_of(reply))
         return (yield from _ready(core, Dataset, dataset, deadline))
 
-    params = {name: value if isinstance(value, str) else json.dumps(value) for name, value in given.items()}
+    params = {name: json.dumps(value) for name, value in given.items()}
 
     def same(known: Dataset) -> bool:
-        return (format is None or known.format == format) and all(
-            _filled(name, known.options.get(name)) == _filled(name, options[name]) for name in DATASET_DEFAULTS
-        )
+        return all(_filled(name, known.options.get(name)) == _filled(name, options[name]) for name in DATASET_DEFAULTS)
 
     path = Path(source)
     with contextlib.ExitStack() as cleanup:
@@ -191,8 +188,9 @@ def _upload(
         check_deadline(core, deadline, f"uploading {filename}")
         on_bytes(sent, file.size)
 
+    sendable = filename.encode("utf-8", "replace").decode()  # a name that is no UTF-8 is a path all the same
     call = Call(
-        "POST", PATHS[kind], params={"filename": filename, **params}, file=FileBody(file.path, file.size, advance),
+        "POST", PATHS[kind], params={"filename": sendable, **params}, file=FileBody(file.path, file.size, advance),
         headers={"Content-Type": "application/octet-stream"},
     )  # fmt: skip
     reply = yield from send(core, call, deadline=deadline)

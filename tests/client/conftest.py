@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.client.fake_server import KEY, FakeServer
+
+
+@pytest.fixture(autouse=True)
+def _own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No server or key of the person who runs the tests."""
+    for name in ("BILLHOOK_SERVER", "BILLHOOK_KEY", "BILLHOOK_INSECURE_HTTP", "BILLHOOK_DEBUG"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("BILLHOOK_DATA_DIR", str(tmp_path / "no-server"))
+
+
+@pytest.fixture
+def fake() -> Iterator[FakeServer]:
+    with FakeServer() as server:
+        yield server
+
+
+@pytest.fixture
+def known_server(fake: FakeServer, monkeypatch: pytest.MonkeyPatch) -> FakeServer:
+    """The fake server, named by the environment."""
+    monkeypatch.setenv("BILLHOOK_SERVER", fake.url)
+    monkeypatch.setenv("BILLHOOK_KEY", KEY)
+    return fake
+
+
+@pytest.fixture
+def model_file(tmp_path: Path) -> Path:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(b"not really a network" * 1000)
+    return path
+
+
+@pytest.fixture
+def data_file(tmp_path: Path) -> Path:
+    path = tmp_path / "data.npz"
+    path.write_bytes(b"not really data" * 1000)
+    return path
