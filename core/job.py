@@ -1,4 +1,4 @@
-"""What a job is given: paths of checked inputs, options, recipe. Torch-free; the worker writes it, the child reads it."""
+"""What a job is given: paths of checked inputs, options, recipe. Torch-free; worker writes it, child reads it."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class DatasetInput(_Record):
 
 
 class JobInputs(_Record):
-    """All that `core.pipeline.run` needs. `requirements` are the job's own; they override the recipe's field by field."""
+    """All that `core.pipeline.run` needs. `requirements` are the job's own; they override the recipe's by field."""
 
     model: ModelInput
     datasets: tuple[DatasetInput, ...] = Field(min_length=1, max_length=1)

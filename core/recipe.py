@@ -119,7 +119,7 @@ Remaining = Annotated[float, Field(gt=0, le=1)] | Annotated[int, Field(ge=1)]
 
 
 class Target(_Section):
-    """What must remain at most. A float is a share of the original (0.5 = half); an integer is a count. All must hold."""
+    """What must remain at most: a float is a share of the original (0.5 = half), an integer a count. All must hold."""
 
     params: Remaining | None = None
     macs: Remaining | None = None
