@@ -156,7 +156,7 @@ def build(
 
 
 def from_weights(name: str, weights: Mapping[str, Tensor], image_size: tuple[int, int]) -> Network:
-    """The architecture with `weights`, in eval mode; the number of classes and input channels are read off their shapes.
+    """The architecture with `weights`, in eval mode; its classes and input channels are read off their shapes.
 
     `num_batches_tracked` counters may be absent: they do not change what the network computes.
 

@@ -1,8 +1,8 @@
 """Removing channels: from a network and what to remove to a smaller network and a plan that can be replayed.
 
-A plan entry is {"op": "cut", "layers": {layer: [removed output channels]}}, channels counted in the network that the entry
-is applied to. It is JSON, readable, and enough: what else goes (BatchNorm, inputs of later layers, paddings, reshapes)
-follows from the graph.
+A plan entry is {"op": "cut", "layers": {layer: [removed output channels]}}, channels counted in the network that the
+entry is applied to. It is JSON, readable, and enough: what else goes (BatchNorm, inputs of later layers, paddings,
+reshapes) follows from the graph.
 """
 
 from __future__ import annotations
@@ -73,8 +73,8 @@ def removal_of(network: Network, entry: Mapping[str, Any]) -> dict[str, list[int
                 known.setdefault(producer.layer, set()).update(channels)
                 if wanted.get(producer.layer, set()).intersection(channels):
                     removal.setdefault(group.name, set()).add(unit)
-    for name, channels in wanted.items():
-        for channel in sorted(channels - known.get(name, set())):
+    for name in wanted:
+        for channel in sorted(wanted[name] - known.get(name, set())):
             faults.append(Fault(f"/layers/{name}", f"channel {channel} of {name!r} is not there or is frozen"))
     if faults:
         raise CutRefused("the plan entry does not fit this network", faults=faults)
@@ -235,7 +235,7 @@ def _without(network: Network, groups: ChannelGroups, removed: Booleans) -> Netw
 
 
 def _check_sizes(network: Network, smaller: Network, survivors: Survivors) -> None:
-    """Every activation of the cut network has the shape that its ids say: a defect of a rule shows here, not in the field."""
+    """Every activation has the shape that its ids say: a defect of a rule shows here, not in the field."""
     pairs: list[tuple[fx.Node, fx.Node]] = list(
         zip(network.module.graph.nodes, smaller.module.graph.nodes, strict=True)
     )

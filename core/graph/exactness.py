@@ -17,16 +17,18 @@ BOUND = 1e-9
 def check_cut(network: Network, removal: Removal, cut_network: Network, *inputs: Tensor) -> Check:
     """Compares `cut_network` with `network` whose consumers read zero from every removed channel.
 
-    Both run in eval mode, in float64, on copies, in front of a final Softmax (a saturated one hides errors). `inputs` are
-    real inputs, (batch, ...). The error is max |a - b| / max |a| over all outputs together; it must not exceed 1e-9.
+    Both run in eval mode, in float64, on copies, in front of a final Softmax (a saturated one hides errors). `inputs`
+    are real inputs, (batch, ...), moved to the network's device. The error is max |a - b| / max |a| over all outputs
+    together; it must not exceed 1e-9.
 
-    Raises `ExactnessFailed` where it does, where an output is not finite, or where all outputs are 0 (nothing is proved).
+    Raises `ExactnessFailed` where it does, where an output is not finite, or where all are 0 (nothing is proved).
     """
     reference = network.clone().to(torch.float64).eval()
     zero_consumers(reference, removal)
     smaller = cut_network.clone().to(torch.float64).eval()
     with torch.no_grad():
-        wide = [item.to(torch.float64) for item in inputs]
+        device = next((parameter.device for parameter in reference.parameters()), torch.device("cpu"))
+        wide = [item.to(device, torch.float64) for item in inputs]
         error = relative_error(reference.logits(*wide), smaller.logits(*wide))
     check = Check(
         name="exactness", error=error, bound=BOUND, images=int(inputs[0].shape[0]), passed=bool(error <= BOUND)
@@ -53,7 +55,7 @@ def zero_consumers(network: Network, removal: Removal) -> None:
 
 
 def relative_error(reference: Tensor | tuple[Tensor, ...], other: Tensor | tuple[Tensor, ...]) -> float:
-    """max |a - b| / max |a| over all outputs. Infinite where an output is not finite, shapes differ, or all of a is 0."""
+    """max |a - b| / max |a| over all outputs. Infinite where one is not finite, shapes differ, or all of a is 0."""
     ours = reference if isinstance(reference, tuple | list) else (reference,)
     theirs = other if isinstance(other, tuple | list) else (other,)
     if len(ours) != len(theirs) or any(a.shape != b.shape for a, b in zip(ours, theirs, strict=True)):

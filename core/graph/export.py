@@ -116,12 +116,14 @@ def check_parity(network: Network, path: Path, *inputs: Tensor) -> Check:
 
 
 def run_onnx(path: Path, static_batch: int | None, *inputs: Tensor) -> tuple[Tensor, ...]:
-    """All outputs of the file in ONNX Runtime on the CPU. A static batch is fed in pieces, the last filled up with zeros."""
+    """All outputs of the file in ONNX Runtime on the CPU. A static batch is fed in pieces, the last one filled up."""
     import onnxruntime  # costs half a second: only where a file is run
 
-    options = onnxruntime.SessionOptions()
+    options = onnxruntime.SessionOptions()  # type: ignore[attr-defined]
     options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
+    options.intra_op_num_threads = torch.get_num_threads()
+    model = path.read_bytes()
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])  # type: ignore[attr-defined]
     names = [item.name for item in session.get_inputs()]
     total = int(inputs[0].shape[0])
     step = static_batch or total
@@ -131,7 +133,9 @@ def run_onnx(path: Path, static_batch: int | None, *inputs: Tensor) -> tuple[Ten
         count = len(parts[0])
         if count < step:
             parts = [np.concatenate([part, np.zeros((step - count, *part.shape[1:]), part.dtype)]) for part in parts]
-        pieces.append([result[:count] for result in session.run(None, dict(zip(names, parts, strict=True)))])
+        pieces.append(
+            [np.asarray(result)[:count] for result in session.run(None, dict(zip(names, parts, strict=True)))]
+        )
     return tuple(torch.from_numpy(np.concatenate(results)) for results in zip(*pieces, strict=True))
 
 

@@ -2,19 +2,20 @@
 
 Found by one idea instead of a rule per pattern (DESIGN section 3): every activation carries integer channel ids; each
 operator's rule passes them on (shape operators by running ATen on the ids), unites those that meet in an element-wise
-operator or a normalisation, ties those inside a group of a grouped convolution, or freezes them. A class of united ids is
-a *unit*: the smallest thing that can be removed. Units whose layers are the same make up a *channel group*. Deterministic.
+operator or a normalisation, ties those inside a group of a grouped convolution, or freezes them. A class of united ids
+is a *unit*: the smallest thing that can be removed. Units whose layers are the same make up a *channel group*.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
-from core.graph.ids import Booleans, Freeze, Integers, Propagation, components, compressed, operator_name
+from core.graph.ids import Booleans, Freeze, Integers, Propagation, components
 from core.graph.network import Network
 from core.graph.operators import form_of
 from core.report import Frozen
@@ -35,9 +36,9 @@ class LayerChannels:
 class ChannelGroup:
     """Channels that are cut unit by unit.
 
-    `width` is the number of units; unit u is removed from all of `producers` (output channels), `carriers` (BatchNorms) and
-    `consumers` (input channels) at once. `always_kept` more units of the same layers are frozen and not among them. Where
-    `cuttable` is False the units listed are the frozen ones.
+    `width` is the number of units; unit u is removed from all of `producers` (output channels), `carriers` (BatchNorms)
+    and `consumers` (input channels) at once. `always_kept` more units of the same layers are frozen and not among them.
+    Where `cuttable` is False the units listed are the frozen ones.
     """
 
     name: str
@@ -154,7 +155,8 @@ def _group(
     numbers: dict[int, int] = {}
     for start in starts:
         numbers.setdefault(int(linked[start]), len(numbers))
-    own = np.unique(np.concatenate([classes[p.layers[name].output.numpy()] for name in makers])) if makers else []
+    made = [classes[p.layers[name].output.numpy()] for name in makers]
+    own: Integers = np.unique(np.concatenate(made)) if made else np.empty(0, dtype=np.int64)
     members: list[list[int]] = [[] for _ in numbers]
     for root in own:
         members[numbers[int(linked[root])]].append(int(root))
@@ -186,12 +188,12 @@ def _by_unit(
         order = places[np.argsort(units[places], kind="stable")]
         bounds = np.searchsorted(units[order], np.arange(widths[group] + 1))
         indices = order.tolist()
-        found[int(group)] = [tuple(indices[a:b]) for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+        found[int(group)] = [tuple(indices[a:b]) for a, b in pairwise(bounds)]
     return found
 
 
 def _frozen_report(p: Propagation, classes: Integers, makers: list[str]) -> list[Frozen]:
-    """One entry per node that froze something, with the layers whose channels it holds. The input freezes no layer's."""
+    """One entry per node that froze something, with the layers whose channels it holds."""
     owners: dict[int, list[str]] = {}
     for name in makers:
         for root in np.unique(classes[p.layers[name].output.numpy()]):

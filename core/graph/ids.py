@@ -1,8 +1,8 @@
 """Channel ids: every activation gets a tensor of integers, and what must be removed together gets united.
 
-An id stands for "one channel of something". Activations carry ids in their own shape (batch 1), mostly as expanded views
-that take no memory. The rules of `core/graph/operators` make, pass, unite and freeze ids; `Propagation.resolve` then
-finds the classes of united ids at once (vectorised, so near-linear in the number of ids).
+An id stands for "one channel of something". Activations carry ids in their own shape (batch 1), mostly as expanded
+views that take no memory. The rules of `core/graph/operators` make, pass, unite and freeze ids; `Propagation.resolve`
+then finds the classes of united ids at once (vectorised, so near-linear in the number of ids).
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Propagation:
 
     def unite(self, a: Tensor, b: Tensor) -> None:
         """Ids at equal places of `a` and `b` (broadcast against each other) go together."""
-        a, b = compressed(*torch.broadcast_tensors(a, b))
+        a, b = compressed(*torch.broadcast_tensors(a, b))  # type: ignore[no-untyped-call]
         left, right = a.reshape(-1).numpy(), b.reshape(-1).numpy()
         different = left != right
         if different.any():
@@ -170,6 +170,18 @@ def compressed(*tensors: Tensor) -> tuple[Tensor, ...]:
         if shape[dim] > 1 and all(tensor.stride(dim) == 0 for tensor in tensors):
             tensors = tuple(tensor.narrow(dim, 0, 1) for tensor in tensors)
     return tensors
+
+
+def source(node: fx.Node, index: int = 0) -> fx.Node:
+    """An argument that is a node."""
+    value = node.args[index]
+    assert isinstance(value, fx.Node)
+    return value
+
+
+def argument(node: fx.Node, index: int, default: Any = None) -> Any:
+    """An argument that is a number or a list, `default` where it is left out."""
+    return node.args[index] if len(node.args) > index else default
 
 
 def operator_name(module: fx.GraphModule, node: fx.Node) -> str:

@@ -77,7 +77,7 @@ def _read_graph(reading: Reading, model: ModelProto) -> fx.GraphModule:
             )
     results = []
     for item in model.graph.output:
-        if item.name not in reading.activations:
+        if item.name not in reading.activations or reading.activations[item.name].op == "get_attr":
             raise ModelRefused(f"the output {item.name!r} is a constant: it does not depend on any input")
         results.append(reading.activations[item.name])
     reading.graph.output(tuple(results) if len(results) > 1 else results[0])
@@ -114,7 +114,10 @@ def _read_node(reading: Reading, node: NodeProto) -> int:
         raise OperatorUnknown(
             f"operator {node.op_type} at node {described(node)} is not on the list in {HOME}", faults=[_listed(node)]
         )
-    reading.activations[node.output[0]] = READERS[node.op_type](reading, node)
+    try:
+        reading.activations[node.output[0]] = READERS[node.op_type](reading, node)
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:  # ATen's word on shapes that do not fit
+        raise reading.refused(node, str(error).splitlines()[0] if str(error) else type(error).__name__) from None
     return 0
 
 
@@ -181,11 +184,11 @@ def _template(model: ModelProto) -> bytes:
     weights = {tensor.name for tensor in model.graph.initializer}
     inputs = [item for item in template.graph.input if item.name not in weights]
     for field in ("node", "initializer", "value_info", "input", "quantization_annotation"):
-        template.graph.ClearField(field)  # type: ignore[arg-type]
+        template.graph.ClearField(field)
     template.graph.input.extend(inputs)
     template.ClearField("functions")
     template.ClearField("training_info")
-    return template.SerializeToString(deterministic=True)
+    return bytes(template.SerializeToString(deterministic=True))
 
 
 # --- safetensors -----------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """From a plain `nn.Module` to the canonical graph: symbolic tracing, then each call replaced by its canonical form.
 
-Meant for the constructors in `architectures.py`; a module that uses anything outside the tables below is refused by name.
+Meant for the constructors in `architectures.py`; a module that uses anything outside the tables below is refused by
+name.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """The canonical graph: what every model becomes, and what every method works on.
 
-A `Network` holds a `torch.fx.GraphModule` whose parametrised layers are plain `torch.nn` modules (`call_module`), whose
-other nodes are ATen calls from the closed list in `core/graph/operators` (`call_function`), and whose bare constants are
-buffers (`get_attr`). Dimension 0 of every activation is the batch; nothing in the graph depends on its size, so that a
-model uploaded with a static batch of 1 can be trained. `node.meta["shape"]` is the shape for a batch of one.
+A `Network` holds a `torch.fx.GraphModule` whose parametrised layers are plain `torch.nn` modules (`call_module`),
+whose other nodes are ATen calls from the closed list in `core/graph/operators` (`call_function`), and whose bare
+constants are buffers (`get_attr`). Dimension 0 of every activation is the batch; nothing in the graph depends on its
+size, so that a model uploaded with a static batch of 1 can be trained. `node.meta["shape"]` is the shape for one.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ class TensorSpec:
 class Origin:
     """Where a network came from: what the export needs to be drop-in.
 
-    `template` is the uploaded ONNX model without nodes and weights (its names, types, dimensions, metadata, producer, doc
-    strings), serialised; None for a model that was not ONNX. `static_batch` is the batch size that the upload fixed and
-    the import freed; None where it was dynamic.
+    `template` is the uploaded ONNX model without nodes and weights (its names, types, dimensions, metadata, producer,
+    doc strings), serialised; None for a model that was not ONNX. `static_batch` is the batch size that the upload fixed
+    and the import freed; None where it was dynamic.
     """
 
     format: str
@@ -220,7 +220,8 @@ def _bypass_final_softmax(module: fx.GraphModule) -> fx.GraphModule:
     copied: dict[fx.Node, fx.Node] = {}
     outputs = graph.graph_copy(module.graph, copied)
     many = isinstance(outputs, tuple | list)
-    values = [value.args[0] if value.target in SOFTMAXES else value for value in (outputs if many else [outputs])]
+    nodes: list[Any] = list(outputs) if isinstance(outputs, tuple | list) else [outputs]
+    values = [node.args[0] if node.target in SOFTMAXES else node for node in nodes]
     graph.output(tuple(values) if many else values[0])
     graph.eliminate_dead_code()
     return fx.GraphModule(module, graph)

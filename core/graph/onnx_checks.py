@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 
 import onnx
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import ModelProto, NodeProto, TensorProto
 
 from core.errors import ModelRefused, ModelTooLarge, ModelUnreadable, OperatorUnknown
@@ -17,7 +17,7 @@ OLDEST_OPSET = 9
 NEWEST_OPSET = onnx.defs.onnx_opset_version()
 MAX_ATTRIBUTE_NUMBERS = 100_000
 
-_ITEM_BYTES = {
+_ITEM_BYTES: dict[int, int] = {
     TensorProto.FLOAT: 4, TensorProto.DOUBLE: 8, TensorProto.INT64: 8, TensorProto.INT32: 4, TensorProto.INT16: 2,
     TensorProto.INT8: 1, TensorProto.UINT8: 1, TensorProto.UINT16: 2, TensorProto.UINT32: 4, TensorProto.UINT64: 8,
     TensorProto.FLOAT16: 2, TensorProto.BFLOAT16: 2, TensorProto.BOOL: 1,
@@ -53,8 +53,8 @@ def parse(data: bytes) -> ModelProto:
 def check(model: ModelProto) -> int:
     """Refuses what is not taken, by node name. Returns the opset.
 
-    Raises `ModelTooLarge` past a cap; `OperatorUnknown` for custom domains and control flow; `ModelRefused` for external
-    data, names used twice, nodes out of order or in a cycle, and what `onnx.checker` finds.
+    Raises `ModelTooLarge` past a cap; `OperatorUnknown` for custom domains and control flow; `ModelRefused` for data in
+    other files, names used twice, nodes out of order or in a cycle, and what `onnx.checker` finds.
     """
     opset = _opset(model)
     graph = model.graph

@@ -1,8 +1,8 @@
 """Folding: what an ONNX graph computes from constants and shapes alone, worked out while it is read.
 
-Sizes that are not fixed take part as `Batch` and `Dynamic` objects in arrays of objects: they can be moved about (Gather,
-Concat, Slice …) but not computed with, so that no size of an example ends up in the network. Nothing here makes more than
-`MAX_FOLDED_ELEMENTS` numbers.
+Sizes that are not fixed take part as `Batch` and `Dynamic` objects in arrays of objects: they can be moved about
+(Gather, Concat, Slice …) but not computed with, so that no size of an example ends up in the network. Nothing here
+makes more than `MAX_FOLDED_ELEMENTS` numbers.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ def fold(node: NodeProto, inputs: list[Array | None]) -> Array:
         raise CannotFold
     attributes = {item.name: onnx.helper.get_attribute_value(item) for item in node.attribute}
     try:
-        result = _array(function(_Fold(inputs, attributes)))
+        with np.errstate(all="ignore"):
+            result = _array(function(_Fold(inputs, attributes)))
     except (IndexError, ValueError, TypeError, KeyError, ArithmeticError):
         raise CannotFold from None
     if result.ndim > MAX_RANK:

@@ -23,8 +23,8 @@ HOME = "core/graph/operators"
 class Reading:
     """A canonical graph in the making. `constants` are folded arrays by value name, `activations` are graph nodes.
 
-    `static_batch` is the batch size that the upload fixed (None: dynamic); the graph is made for any. `dynamic_space` says
-    that a dimension behind the batch is dynamic too: the sizes seen here are then only examples.
+    `static_batch` is the batch size that the upload fixed (None: dynamic); the graph is made for any. `dynamic_space`
+    says that a dimension behind the batch is dynamic too: the sizes seen here are then only examples.
     """
 
     def __init__(self, opset: int, uses: Counter[str], static_batch: int | None, dynamic_space: bool) -> None:
@@ -39,6 +39,7 @@ class Reading:
         self._phantoms: dict[fx.Node, Tensor] = {}
         self._shared: dict[tuple[Any, ...], str] = {}
         self._taken: set[str] = set()
+        self._prefixes: set[str] = set()
 
     # --- inputs of a node ---------------------------------------------------------------------------------------
 
@@ -158,7 +159,7 @@ class Reading:
     def layer(
         self, node: NodeProto, weight: str, make: Callable[[], nn.Module], x: fx.Node, shared: tuple[Any, ...] = ()
     ) -> fx.Node:
-        """A layer applied to `x`, named after its weight or its node. Nodes that agree in `shared` use one layer twice."""
+        """A layer applied to `x`, named after its weight or its node. Nodes that agree in `shared` use one layer."""
         key = (node.op_type, *shared)
         name = self._shared.get(key) if shared else None
         if name is None:
@@ -173,11 +174,6 @@ class Reading:
         layer.eval()
         self._note(made, torch.func.functional_call(layer, phantoms, (self._phantoms[x],)))
         return made
-
-    def used_once(self, made: fx.Node) -> bool:
-        """Whether a layer's node is the only use of the layer, read by nothing yet."""
-        others = [other for other in self.graph.nodes if other.op == "call_module" and other.target == made.target]
-        return len(others) == 1 and not made.users
 
     def tensor(self, array: npt.NDArray[Any]) -> Tensor:
         """A copy: no layer shares memory with another or with the file."""
@@ -202,11 +198,10 @@ class Reading:
     def _unique(self, name: str) -> str:
         """`name`, numbered where it is taken or would lie inside another layer."""
         wanted, number = name, 2
-        while wanted in self._taken or any(_inside(wanted, other) for other in _parents(wanted) & self._taken):
-            wanted, number = f"{name}_{number}", number + 1
-        while any(wanted == parent for taken in self._taken for parent in _parents(taken)):
+        while wanted in self._taken or wanted in self._prefixes or _prefixes(wanted) & self._taken:
             wanted, number = f"{name}_{number}", number + 1
         self._taken.add(wanted)
+        self._prefixes |= _prefixes(wanted)
         return wanted
 
     def _attach(self, path: str, value: nn.Module | Tensor) -> None:
@@ -222,13 +217,9 @@ class Reading:
             owner.register_buffer(last, value)
 
 
-def _parents(path: str) -> set[str]:
+def _prefixes(path: str) -> set[str]:
     parts = path.split(".")
     return {".".join(parts[:count]) for count in range(1, len(parts))}
-
-
-def _inside(path: str, other: str) -> bool:
-    return path.startswith(other + ".")
 
 
 def described(node: NodeProto) -> str:
@@ -237,7 +228,7 @@ def described(node: NodeProto) -> str:
 
 
 def layer_name(node: NodeProto, weight: str) -> str:
-    """A layer's name: of its weight ("layer1.0.conv1.weight"), of its node ("/layer1/layer1.0/conv1/Conv"), or its kind."""
+    """A layer's name: of its weight ("layer1.0.conv1.weight"), its node ("/layer1/layer1.0/conv1/Conv"), its kind."""
     stem, _, kind = weight.rpartition(".")
     if kind == "weight" and stem and "::" not in weight and "/" not in weight:
         return readable(stem)

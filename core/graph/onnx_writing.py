@@ -63,10 +63,8 @@ class Writing:
         Returns the result's name.
         """
         stem = hint or (str(node.target) if node is not None and node.op == "call_module" else str(node and node.name))
-        if node is not None and node in self._names:
-            result = self._names[node]
-        else:
-            result = self._unique(f"{stem}.output")
+        known = self._names.get(node) if node is not None else None
+        result = known if known is not None else self._unique(f"{stem}.output")
         if node is not None:
             self._names[node] = result
         while inputs and inputs[-1] == "":

@@ -1,7 +1,7 @@
 """The closed list of operators. One file per family, each with readers, channel rules, MACs and writers side by side.
 
-`READERS` is by ONNX operator, `FORMS` by canonical form (layer class or ATen call). To teach Billhook an operator, add it
-to a family's file (or a new file named below); nothing else has to know of it.
+`READERS` is by ONNX operator, `FORMS` by canonical form (layer class or ATen call). To teach Billhook an operator, add
+it to a family's file (or a new file named below); nothing else has to know of it.
 """
 
 from __future__ import annotations

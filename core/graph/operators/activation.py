@@ -10,7 +10,7 @@ import torch
 from onnx import NodeProto
 from torch import Tensor, fx, nn
 
-from core.graph.ids import Propagation
+from core.graph.ids import Propagation, argument, source
 from core.graph.operators.form import Form
 
 if TYPE_CHECKING:
@@ -21,8 +21,8 @@ aten = torch.ops.aten
 
 
 def pass_rule(p: Propagation, node: fx.Node) -> Tensor:
-    """Each element by itself: the ids stay. (What f makes of 0 does not matter: removed channels are zeroed behind it.)"""
-    return p.ids[node.args[0]]  # type: ignore[index]
+    """Each element by itself: the ids stay. What f makes of 0 does not matter: channels are zeroed behind it."""
+    return p.ids[source(node)]
 
 
 def _reader(target: Any) -> Callable[[Reading, NodeProto], fx.Node]:
@@ -35,7 +35,7 @@ def _reader(target: Any) -> Callable[[Reading, NodeProto], fx.Node]:
 
 def _writer(op_type: str) -> Callable[[Writing, fx.Node], None]:
     def write(writing: Writing, node: fx.Node) -> None:
-        writing.add(op_type, [writing.value(node.args[0])], node)
+        writing.add(op_type, [writing.value(source(node))], node)
 
     return write
 
@@ -47,8 +47,7 @@ def read_leaky_relu(reading: Reading, node: NodeProto) -> fx.Node:
 
 
 def write_leaky_relu(writing: Writing, node: fx.Node) -> None:
-    alpha = float(node.args[1]) if len(node.args) > 1 else 0.01  # type: ignore[arg-type]
-    writing.add("LeakyRelu", [writing.value(node.args[0])], node, alpha=alpha)
+    writing.add("LeakyRelu", [writing.value(source(node))], node, alpha=float(argument(node, 1, 0.01)))
 
 
 def read_clip(reading: Reading, node: NodeProto) -> fx.Node:
@@ -66,16 +65,16 @@ def read_clip(reading: Reading, node: NodeProto) -> fx.Node:
 
 
 def write_clip(writing: Writing, node: fx.Node) -> None:
-    low, high = (*node.args[1:], None, None)[:2]
-    bounds = {name: float(value) for name, value in (("min", low), ("max", high)) if value is not None}  # type: ignore[arg-type]
+    given = {"min": argument(node, 1), "max": argument(node, 2)}
+    bounds: dict[str, Any] = {name: float(value) for name, value in given.items() if value is not None}
     if writing.opset < 11:
-        writing.add("Clip", [writing.value(node.args[0])], node, **bounds)
+        writing.add("Clip", [writing.value(source(node))], node, **bounds)
         return
     inputs = [
         writing.tensor(f"{node.name}.{name}", np.float32(bounds[name])) if name in bounds else ""
         for name in ("min", "max")
     ]
-    writing.add("Clip", [writing.value(node.args[0]), *inputs], node)
+    writing.add("Clip", [writing.value(source(node)), *inputs], node)
 
 
 def read_hard_sigmoid(reading: Reading, node: NodeProto) -> fx.Node:
@@ -89,12 +88,12 @@ def read_hard_sigmoid(reading: Reading, node: NodeProto) -> fx.Node:
 
 
 def write_hard_sigmoid(writing: Writing, node: fx.Node) -> None:
-    writing.add("HardSigmoid", [writing.value(node.args[0])], node, alpha=1 / 6, beta=0.5)
+    writing.add("HardSigmoid", [writing.value(source(node))], node, alpha=1 / 6, beta=0.5)
 
 
 def write_hard_swish(writing: Writing, node: fx.Node) -> None:
     """HardSwish-14; before it x HardSigmoid(x)."""
-    x = writing.value(node.args[0])
+    x = writing.value(source(node))
     if writing.opset >= 14:
         writing.add("HardSwish", [x], node)
         return
@@ -119,8 +118,10 @@ def read_dropout(reading: Reading, node: NodeProto) -> fx.Node:
 
 def write_dropout(writing: Writing, node: fx.Node) -> None:
     """Opset 12 made the ratio an input."""
-    ratio = writing.module.get_submodule(str(node.target)).p
-    x = writing.value(node.args[0])
+    layer = writing.module.get_submodule(str(node.target))
+    assert isinstance(layer, nn.Dropout)
+    ratio = layer.p
+    x = writing.value(source(node))
     if writing.opset < 12:
         writing.add("Dropout", [x], node, ratio=ratio)
     else:
@@ -148,18 +149,18 @@ def _softmax_reader(target: Any) -> Callable[[Reading, NodeProto], fx.Node]:
 def _softmax_writer(op_type: str) -> Callable[[Writing, fx.Node], None]:
     def write(writing: Writing, node: fx.Node) -> None:
         shape = node.meta["shape"]
-        axis = int(node.args[1]) % len(shape)  # type: ignore[arg-type]
+        axis = int(argument(node, 1)) % len(shape)
         if writing.opset < 13 and any(size != 1 for size in shape[axis + 1 :]):
             raise writing.too_old(op_type, node, f"along dimension {axis} of {len(shape)}", 13)
-        writing.add(op_type, [writing.value(node.args[0])], node, axis=axis)
+        writing.add(op_type, [writing.value(source(node))], node, axis=axis)
 
     return write
 
 
 def softmax_rule(p: Propagation, node: fx.Node) -> Tensor:
     """Along the channels every output needs every input: frozen."""
-    ids = p.ids[node.args[0]]  # type: ignore[index]
-    moved = ids.movedim(int(node.args[1]), 0)  # type: ignore[arg-type]
+    ids = p.ids[source(node)]
+    moved = ids.movedim(int(argument(node, 1)), 0)
     if moved.stride(0) == 0 or bool((moved == moved[:1]).all()):
         return ids
     return p.frozen_result([ids], node, "a softmax along the channels needs all of them")

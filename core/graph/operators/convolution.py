@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from onnx import NodeProto
 from torch import Tensor, fx, nn
 
-from core.graph.ids import LayerIds, Propagation
+from core.graph.ids import LayerIds, Propagation, source
 from core.graph.operators.form import Form
 from core.graph.operators.windows import same_padding, window_attributes
 from core.graph.tensors import to_numpy
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from core.graph.onnx_writing import Writing
 
 Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
-CLASSES: dict[int, type[Convolution]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+CLASSES: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
 
 def read_conv(reading: Reading, node: NodeProto) -> fx.Node:
-    """Conv-1, 11, 22. The weight (and bias) must be constant; padding that differs at the two ends becomes a pad in front."""
+    """Conv-1, 11, 22 with constant weights. Padding that differs at the two ends becomes a pad in front."""
     attributes = reading.attributes(
         node, kernel_shape=None, strides=None, pads=None, dilations=None, group=1, auto_pad=b"NOTSET"
     )
@@ -51,7 +51,7 @@ def read_conv(reading: Reading, node: NodeProto) -> fx.Node:
 
     def make() -> nn.Module:
         with torch.device("meta"):
-            layer = CLASSES[rank](
+            layer: Convolution = CLASSES[rank](
                 weight.shape[1] * groups, weight.shape[0], kernel, window.strides, begin, window.dilations, groups,
                 bias is not None,
             )  # fmt: skip
@@ -65,9 +65,9 @@ def read_conv(reading: Reading, node: NodeProto) -> fx.Node:
 
 
 def conv_rule(p: Propagation, node: fx.Node) -> Tensor:
-    """Dense: consumes the input's channels, makes new ones. Grouped: the channels of a group, in and out, go together."""
+    """Dense: consumes the input's channels, makes new ones. Grouped: all channels of a group, in and out, are one."""
     layer: Convolution = p.submodule(node)
-    channels = p.along(p.ids[node.args[0]], 1)  # type: ignore[index]
+    channels = p.along(p.ids[source(node)], 1)
 
     def make() -> LayerIds:
         output = p.fresh(layer.out_channels)
@@ -93,7 +93,7 @@ def write_conv(writing: Writing, node: fx.Node) -> None:
     """Conv-1 holds all of it."""
     layer: Convolution = writing.module.get_submodule(str(node.target))  # type: ignore[assignment]
     assert not isinstance(layer.padding, str)
-    inputs = [writing.value(node.args[0]), writing.tensor(f"{node.target}.weight", to_numpy(layer.weight))]
+    inputs = [writing.value(source(node)), writing.tensor(f"{node.target}.weight", to_numpy(layer.weight))]
     if layer.bias is not None:
         inputs.append(writing.tensor(f"{node.target}.bias", to_numpy(layer.bias)))
     writing.add(

@@ -10,7 +10,7 @@ import torch
 from onnx import NodeProto
 from torch import Tensor, fx
 
-from core.graph.ids import Propagation, compressed
+from core.graph.ids import Propagation, argument, compressed, source
 from core.graph.operators.form import Form
 from core.graph.operators.linear import raise_bias
 
@@ -28,6 +28,8 @@ def _reader(target: Any) -> Callable[[Reading, NodeProto], fx.Node]:
         if target is aten.add.Tensor and (raised := raise_bias(reading, node)) is not None:
             return raised
         a, b = reading.operand(node, 0), reading.operand(node, 1)
+        if not isinstance(a, fx.Node) and not isinstance(b, fx.Node):
+            raise reading.unknown(node, "two constants that cannot be folded")
         if not isinstance(a, fx.Node):  # number (op) tensor: only the tensor may come first
             if target in (aten.add.Tensor, aten.mul.Tensor):
                 return reading.call(target, b, a)
@@ -39,15 +41,16 @@ def _reader(target: Any) -> Callable[[Reading, NodeProto], fx.Node]:
 
 def _writer(op_type: str) -> Callable[[Writing, fx.Node], None]:
     def write(writing: Writing, node: fx.Node) -> None:
-        a, b = node.args
-        right = writing.value(b) if isinstance(b, fx.Node) else writing.tensor(f"{node.name}.value", np.float32(b))
-        writing.add(op_type, [writing.value(a), right], node)
+        other = argument(node, 1)
+        is_number = not isinstance(other, fx.Node)
+        right = writing.tensor(f"{node.name}.value", np.float32(other)) if is_number else writing.value(other)
+        writing.add(op_type, [writing.value(source(node)), right], node)
 
     return write
 
 
 def elementwise_rule(p: Propagation, node: fx.Node) -> Tensor:
-    """Ids that meet go together. Where one side is broadcast along the other's channels, its single channel must stay."""
+    """Ids that meet go together. What is broadcast along the other side's channels must stay."""
     shape = node.meta["shape"]
     sides = [p.ids[side] for side in node.args if isinstance(side, fx.Node)]
     sides = [side.reshape([1] * (len(shape) - side.dim()) + list(side.shape)) for side in sides]
@@ -79,9 +82,9 @@ def read_concat(reading: Reading, node: NodeProto) -> fx.Node:
 
 
 def concat_rule(p: Propagation, node: fx.Node) -> Tensor:
-    """ATen's own `cat`, on ids. Dimensions along which nothing varies stay expanded views, so that nothing is copied."""
-    dim = int(node.args[1]) % len(node.meta["shape"]) if len(node.args) > 1 else 0  # type: ignore[arg-type]
-    inputs = [p.ids[item] for item in node.args[0]]  # type: ignore[union-attr, index]
+    """ATen's own `cat`, on ids. Dimensions along which nothing varies stay expanded views, and take no memory."""
+    dim = int(argument(node, 1, 0)) % len(node.meta["shape"])
+    inputs = [p.ids[item] for item in argument(node, 0)]
     for other in range(len(node.meta["shape"])):
         if other != dim and all(ids.stride(other) == 0 or ids.shape[other] == 1 for ids in inputs):
             inputs = [ids.narrow(other, 0, 1) for ids in inputs]
@@ -89,8 +92,8 @@ def concat_rule(p: Propagation, node: fx.Node) -> Tensor:
 
 
 def write_concat(writing: Writing, node: fx.Node) -> None:
-    inputs = [writing.value(item) for item in node.args[0]]  # type: ignore[union-attr]
-    writing.add("Concat", inputs, node, axis=int(node.args[1]) if len(node.args) > 1 else 0)  # type: ignore[arg-type]
+    inputs = [writing.value(item) for item in argument(node, 0)]
+    writing.add("Concat", inputs, node, axis=int(argument(node, 1, 0)))
 
 
 READERS = {

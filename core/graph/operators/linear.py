@@ -11,7 +11,7 @@ import torch
 from onnx import NodeProto
 from torch import Tensor, fx, nn
 
-from core.graph.ids import LayerIds, Propagation
+from core.graph.ids import LayerIds, Propagation, source
 from core.graph.operators.form import Form
 from core.graph.tensors import to_numpy
 
@@ -71,23 +71,23 @@ def raise_bias(reading: Reading, node: NodeProto) -> fx.Node | None:
     for matmul, constant in ((0, 1), (1, 0)):
         if reading.is_constant(node.input[matmul]) or not reading.is_constant(node.input[constant]):
             continue
-        source = reading.activation(node, matmul)
-        if source.op != "call_module" or reading.uses(node.input[matmul]) != 1:
+        product = reading.activation(node, matmul)
+        if product.op != "call_module" or reading.uses(node.input[matmul]) != 1:
             continue
-        layer = reading.root.get_submodule(str(source.target))
-        if not isinstance(layer, nn.Linear) or layer.bias is not None or not reading.used_once(source):
+        layer = reading.root.get_submodule(str(product.target))
+        if not isinstance(layer, nn.Linear) or "bias" in dict(layer.named_parameters()) or product.users:
             continue
         bias = reading.weight(node, constant)
         if bias.shape == (layer.out_features,) or (bias.ndim == 2 and bias.shape == (1, layer.out_features)):
             layer.bias = nn.Parameter(reading.tensor(bias.reshape(-1)))
-            return source
+            return product
     return None
 
 
 def linear_rule(p: Propagation, node: fx.Node) -> Tensor:
     """Consumes the ids along the last dimension, makes new ones."""
     layer: nn.Linear = p.submodule(node)
-    ids = p.ids[node.args[0]]  # type: ignore[index]
+    ids = p.ids[source(node)]
     own = p.layer(str(node.target), lambda: LayerIds(p.fresh(layer.out_features), p.fresh(layer.in_features)))
     assert own.input is not None
     others = ids.narrow(-1, 0, 1)
@@ -109,11 +109,12 @@ def linear_macs(layer: nn.Linear, output: tuple[int, ...]) -> int:
 def write_linear(writing: Writing, node: fx.Node) -> None:
     """Gemm on matrices with a bias; else MatMul (and Add)."""
     layer: nn.Linear = writing.module.get_submodule(str(node.target))  # type: ignore[assignment]
-    x, weight = writing.value(node.args[0]), to_numpy(layer.weight)
-    if layer.bias is None:
+    parameters = dict(layer.named_parameters())
+    x, weight = writing.value(source(node)), to_numpy(parameters["weight"])
+    if "bias" not in parameters:
         writing.add("MatMul", [x, writing.tensor(f"{node.target}.weight", np.ascontiguousarray(weight.T))], node)
         return
-    bias = writing.tensor(f"{node.target}.bias", to_numpy(layer.bias))
+    bias = writing.tensor(f"{node.target}.bias", to_numpy(parameters["bias"]))
     if len(node.meta["shape"]) == 2:
         inputs = [x, writing.tensor(f"{node.target}.weight", weight), bias]
         writing.add("Gemm", inputs, node, alpha=1.0, beta=1.0, transB=1)

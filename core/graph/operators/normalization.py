@@ -8,7 +8,7 @@ import torch
 from onnx import NodeProto
 from torch import Tensor, fx, nn
 
-from core.graph.ids import LayerIds, Propagation
+from core.graph.ids import LayerIds, Propagation, source
 from core.graph.operators.form import Form
 from core.graph.tensors import to_numpy
 
@@ -45,7 +45,7 @@ def read_batch_norm(reading: Reading, node: NodeProto) -> fx.Node:
 
 def batch_norm_rule(p: Propagation, node: fx.Node) -> Tensor:
     """Each channel is normalised by itself: ids pass, and the layer's own tensors are sliced like its input."""
-    channels = p.along(p.ids[node.args[0]], 1)  # type: ignore[index]
+    channels = p.along(p.ids[source(node)], 1)
     own = p.layer(str(node.target), lambda: LayerIds(channels, None))
     p.unite(own.output, channels)
     return p.spread(channels, node)
@@ -57,7 +57,7 @@ def write_batch_norm(writing: Writing, node: fx.Node) -> None:
     inputs = [writing.tensor(f"{node.target}.{name}", to_numpy(getattr(layer, name))) for name in TENSORS]
     momentum = 1 - (0.1 if layer.momentum is None else layer.momentum)
     writing.add(
-        "BatchNormalization", [writing.value(node.args[0]), *inputs], node, epsilon=layer.eps, momentum=momentum
+        "BatchNormalization", [writing.value(source(node)), *inputs], node, epsilon=layer.eps, momentum=momentum
     )
 
 

@@ -10,7 +10,7 @@ import torch
 from onnx import NodeProto
 from torch import Tensor, fx
 
-from core.graph.ids import Propagation
+from core.graph.ids import Propagation, argument, source
 from core.graph.operators.form import Form
 from core.graph.operators.windows import Window, same_padding, window_attributes
 
@@ -101,35 +101,36 @@ def _pool_inputs(
 
 def space_rule(p: Propagation, node: fx.Node) -> Tensor:
     """A window sees one channel only: the channel's ids pass."""
-    return p.spread(p.along(p.ids[node.args[0]], 1), node)  # type: ignore[index]
+    return p.spread(p.along(p.ids[source(node)], 1), node)
 
 
 def _write_max_pool(writing: Writing, node: fx.Node) -> None:
     """MaxPool-8; dilations and ceil_mode came with opset 10."""
-    kernel, strides, padding, dilations, ceil = (*node.args[1:], None, None, None, None)[:5]
-    rank = len(kernel)  # type: ignore[arg-type]
-    dilations, padding = dilations or [1] * rank, padding or [0] * rank
-    extra = {}
+    kernel: list[int] = argument(node, 1)
+    strides, padding = argument(node, 2) or kernel, argument(node, 3) or [0] * len(kernel)
+    dilations, ceil = argument(node, 4) or [1] * len(kernel), bool(argument(node, 5))
+    extra: dict[str, Any] = {}
     if writing.opset < 10:
-        if set(dilations) != {1} or ceil:  # type: ignore[arg-type]
+        if set(dilations) != {1} or ceil:
             raise writing.too_old("MaxPool", node, "with dilations or ceil_mode", 10)
     else:
-        extra = {"dilations": list(dilations), "ceil_mode": int(bool(ceil))}  # type: ignore[arg-type]
+        extra = {"dilations": list(dilations), "ceil_mode": int(ceil)}
     writing.add(
-        "MaxPool", [writing.value(node.args[0])], node,
-        kernel_shape=list(kernel), strides=list(strides or kernel), pads=[*padding, *padding], **extra,  # type: ignore[arg-type, misc]
+        "MaxPool", [writing.value(source(node))], node,
+        kernel_shape=list(kernel), strides=list(strides), pads=[*padding, *padding], **extra,
     )  # fmt: skip
 
 
 def _write_average_pool(writing: Writing, node: fx.Node) -> None:
     """AveragePool-7."""
-    kernel, strides, padding, ceil, include = (*node.args[1:], None, None, None, True)[:5]
-    padding = padding or [0] * len(kernel)  # type: ignore[arg-type]
+    kernel: list[int] = argument(node, 1)
+    strides, padding = argument(node, 2) or kernel, argument(node, 3) or [0] * len(kernel)
+    ceil, include = bool(argument(node, 4)), bool(argument(node, 5, True))
     if ceil:
         raise writing.too_old("AveragePool", node, "with ceil_mode", None)
     writing.add(
-        "AveragePool", [writing.value(node.args[0])], node, kernel_shape=list(kernel), strides=list(strides or kernel),  # type: ignore[arg-type]
-        pads=[*padding, *padding], count_include_pad=int(bool(include)),  # type: ignore[misc]
+        "AveragePool", [writing.value(source(node))], node, kernel_shape=list(kernel), strides=list(strides),
+        pads=[*padding, *padding], count_include_pad=int(include),
     )  # fmt: skip
 
 
@@ -165,9 +166,9 @@ def _global_reader(target: Any) -> Callable[[Reading, NodeProto], fx.Node]:
 
 def reduce_rule(p: Propagation, node: fx.Node) -> Tensor:
     """Over space the channels' ids pass. Over the channels: frozen (a mean divides by their number)."""
-    ids = p.ids[node.args[0]]  # type: ignore[index]
-    dims: list[int] = list(node.args[1])  # type: ignore[arg-type]
-    keep = bool(node.args[2]) if len(node.args) > 2 else False
+    ids = p.ids[source(node)]
+    dims: list[int] = list(argument(node, 1))
+    keep = bool(argument(node, 2, False))
     first = ids
     for dim in dims:
         first = first.narrow(dim, 0, 1)
@@ -183,10 +184,10 @@ def reduce_rule(p: Propagation, node: fx.Node) -> Tensor:
 def _reduce_writer(op_type: str, global_type: str, axes_input: int) -> Callable[[Writing, fx.Node], None]:
     def write(writing: Writing, node: fx.Node) -> None:
         """The global form where it says the same: every opset has it."""
-        shape = node.args[0].meta["shape"]  # type: ignore[union-attr]
-        dims = [int(dim) % len(shape) for dim in node.args[1]]  # type: ignore[union-attr, arg-type]
-        keep = bool(node.args[2]) if len(node.args) > 2 else False
-        x = writing.value(node.args[0])
+        shape = source(node).meta["shape"]
+        dims = [int(dim) % len(shape) for dim in argument(node, 1)]
+        keep = bool(argument(node, 2, False))
+        x = writing.value(source(node))
         if keep and len(shape) > 2 and sorted(dims) == list(range(2, len(shape))):
             writing.add(global_type, [x], node)
         elif writing.opset < axes_input:

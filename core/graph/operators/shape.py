@@ -10,7 +10,7 @@ import torch
 from onnx import NodeProto
 from torch import Tensor, fx
 
-from core.graph.ids import Propagation
+from core.graph.ids import Propagation, argument, source
 from core.graph.operators.form import Form, Survivors
 
 if TYPE_CHECKING:
@@ -23,11 +23,12 @@ aten = torch.ops.aten
 def running_rule(p: Propagation, node: fx.Node) -> Tensor:
     """ATen itself, run on the ids."""
     args = fx.map_arg(node.args, lambda item: p.ids[item])
-    result: Tensor = node.target(*args)  # type: ignore[operator]
+    assert callable(node.target)
+    result: Tensor = node.target(*args)
     return result
 
 
-# --- Reshape and Flatten: the batch stays in front, the other sizes are written out ------------------------------------
+# --- Reshape and Flatten: the batch stays in front, the other sizes are written out ---------------------------------
 
 
 def read_reshape(reading: Reading, node: NodeProto) -> fx.Node:
@@ -83,14 +84,14 @@ def resize_reshape(survivors: Survivors, old: fx.Node, new: fx.Node) -> None:
 
 def write_reshape(writing: Writing, node: fx.Node) -> None:
     shape = np.array([-1, *node.meta["shape"][1:]], dtype=np.int64)
-    writing.add("Reshape", [writing.value(node.args[0]), writing.tensor(f"{node.name}.shape", shape)], node)
+    writing.add("Reshape", [writing.value(source(node)), writing.tensor(f"{node.name}.shape", shape)], node)
 
 
 def write_flatten(writing: Writing, node: fx.Node) -> None:
-    start, end = (*node.args[1:], 0, -1)[:2] if len(node.args) < 3 else node.args[1:3]
-    rank = len(node.args[0].meta["shape"])  # type: ignore[union-attr]
-    if (int(start), int(end) % rank) == (1, rank - 1):  # type: ignore[arg-type]
-        writing.add("Flatten", [writing.value(node.args[0])], node, axis=1)
+    start, end = int(argument(node, 1, 0)), int(argument(node, 2, -1))
+    rank = len(source(node).meta["shape"])
+    if (start, end % rank) == (1, rank - 1):
+        writing.add("Flatten", [writing.value(source(node))], node, axis=1)
     else:
         write_reshape(writing, node)
 
@@ -129,9 +130,9 @@ def read_unsqueeze(reading: Reading, node: NodeProto) -> fx.Node:
 
 def _write_axes(op_type: str) -> Any:
     def write(writing: Writing, node: fx.Node) -> None:
-        given = node.args[1]
+        given = argument(node, 1)
         dims = list(given) if isinstance(given, list | tuple) else [given]
-        x = writing.value(node.args[0])
+        x = writing.value(source(node))
         if writing.opset < 13:
             writing.add(op_type, [x], node, axes=dims)
         else:
@@ -152,7 +153,7 @@ def read_transpose(reading: Reading, node: NodeProto) -> fx.Node:
 
 
 def write_transpose(writing: Writing, node: fx.Node) -> None:
-    writing.add("Transpose", [writing.value(node.args[0])], node, perm=list(node.args[1]))  # type: ignore[arg-type]
+    writing.add("Transpose", [writing.value(source(node))], node, perm=list(argument(node, 1)))
 
 
 # --- Pad: torch counts from the last dimension, (before, after) for each ----------------------------------------------
@@ -187,7 +188,7 @@ def read_pad(reading: Reading, node: NodeProto) -> fx.Node:
 
 def pad_rule(p: Propagation, node: fx.Node) -> Tensor:
     """Along space a padded place belongs to its channel. Along the channels it is a new channel, of constants."""
-    ids = p.ids[node.args[0]]  # type: ignore[index]
+    ids = p.ids[source(node)]
     for dim, (before, after) in _pairs(node).items():
         first = ids.narrow(dim, 0, 1)
         if bool((ids == first).all()):
@@ -206,7 +207,7 @@ def pad_rule(p: Propagation, node: fx.Node) -> Tensor:
 
 def _pairs(node: fx.Node) -> dict[int, tuple[int, int]]:
     """Dimension -> (before, after), where one of them is not 0."""
-    amounts: list[int] = list(node.args[1])  # type: ignore[arg-type]
+    amounts: list[int] = list(argument(node, 1))
     rank = len(node.meta["shape"])
     pairs = {rank - 1 - i: (amounts[2 * i], amounts[2 * i + 1]) for i in range(len(amounts) // 2)}
     return {dim: pair for dim, pair in pairs.items() if any(pair)}
@@ -214,7 +215,7 @@ def _pairs(node: fx.Node) -> dict[int, tuple[int, int]]:
 
 def resize_pad(survivors: Survivors, old: fx.Node, new: fx.Node) -> None:
     """Of the padded channels those that are removed go from the amounts."""
-    amounts: list[int] = list(old.args[1])  # type: ignore[arg-type]
+    amounts: list[int] = list(argument(old, 1))
     rank = len(old.meta["shape"])
     for dim, (before, after) in _pairs(old).items():
         keeps = survivors.keeps(old, dim)
@@ -229,8 +230,8 @@ def write_pad(writing: Writing, node: fx.Node) -> None:
     pairs = _pairs(node)
     rank = len(node.meta["shape"])
     pads = [pairs.get(dim, (0, 0))[side] for side in (0, 1) for dim in range(rank)]
-    value = float(node.args[2]) if len(node.args) > 2 else 0.0  # type: ignore[arg-type]
-    x = writing.value(node.args[0])
+    value = float(argument(node, 2, 0.0))
+    x = writing.value(source(node))
     if writing.opset < 11:
         writing.add("Pad", [x], node, mode="constant", pads=pads, value=value)
         return
