@@ -56,8 +56,8 @@ def zero_consumers(network: Network, removal: Removal) -> None:
 
 def relative_error(reference: Tensor | tuple[Tensor, ...], other: Tensor | tuple[Tensor, ...]) -> float:
     """max |a - b| / max |a| over all outputs. Infinite where one is not finite, shapes differ, or all of a is 0."""
-    ours = reference if isinstance(reference, tuple | list) else (reference,)
-    theirs = other if isinstance(other, tuple | list) else (other,)
+    ours = [item.detach() for item in (reference if isinstance(reference, tuple | list) else (reference,))]
+    theirs = [item.detach() for item in (other if isinstance(other, tuple | list) else (other,))]
     if len(ours) != len(theirs) or any(a.shape != b.shape for a, b in zip(ours, theirs, strict=True)):
         return float("inf")
     if not all(bool(torch.isfinite(item).all()) for item in (*ours, *theirs)):

@@ -125,7 +125,7 @@ def propagate(network: Network) -> Propagation:
             for value in network.output_nodes():
                 p.freeze(p.ids[value], value, "the channels of a model output stay", operator="output")
         elif node.op == "placeholder":
-            p.ids[node] = p.fresh(1).reshape([1] * len(node.meta["shape"])).expand(node.meta["shape"])
+            p.ids[node] = p.spread(p.fresh(node.meta["shape"][1]), node)
             p.freeze(p.ids[node], node, "the channels of a model input stay", operator="input")
         elif node.op == "get_attr":
             p.ids[node] = p.constants[str(node.target)] = p.fresh(*node.meta["shape"])

@@ -223,5 +223,7 @@ def _bypass_final_softmax(module: fx.GraphModule) -> fx.GraphModule:
     nodes: list[Any] = list(outputs) if isinstance(outputs, tuple | list) else [outputs]
     values = [node.args[0] if node.target in SOFTMAXES else node for node in nodes]
     graph.output(tuple(values) if many else values[0])
-    graph.eliminate_dead_code()
-    return fx.GraphModule(module, graph)
+    bypassed = fx.GraphModule(module, graph)
+    bypassed.graph.eliminate_dead_code()
+    bypassed.recompile()
+    return bypassed
