@@ -211,12 +211,16 @@ class Leases(RuleBasedStateMachine):
 
 def test_leases(engine: Engine) -> None:
     machine = type("LeasesOn", (Leases,), {"engine": engine})
-    examples = 15 if engine.dialect.name == "sqlite" else 8
+    examples = 25 if engine.dialect.name == "sqlite" else 10
     checks = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
     run_state_machine_as_test(  # type: ignore[no-untyped-call]
         machine,
         settings=settings(
-            max_examples=examples, stateful_step_count=25, deadline=None, suppress_health_check=checks, database=None,
+            max_examples=examples,
+            stateful_step_count=25,
+            deadline=None,
+            suppress_health_check=checks,
+            database=None,
             derandomize=True,
-        ),  # fmt: skip
+        ),
     )

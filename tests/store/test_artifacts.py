@@ -1,0 +1,162 @@
+"""Files by content; what nothing names is swept away."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine
+
+from store import idempotency, jobs, leases
+from store.artifacts import ArtifactStore, hash_file
+from store.columns import now_utc
+from store.database import reading, transaction
+from store.errors import ArtifactCorrupt, ArtifactMissing, IdempotencyKeyReused, StorageUnavailable
+from store.idempotency import Answer
+from store.sweep import GRACE, sweep
+from store.uploads import create_model
+from tests.store.conftest import OWNER, add_inputs
+
+CONTENT = os.urandom(6_000_000)  # more than obstore's chunk: a multipart upload
+SHA256 = hashlib.sha256(CONTENT).hexdigest()
+
+
+@pytest.fixture
+def artifacts(tmp_path: Path) -> ArtifactStore:
+    return ArtifactStore(f"file://{tmp_path}/artifacts")
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "file"
+    path.write_bytes(CONTENT)
+    return path
+
+
+def stored(tmp_path: Path) -> Path:
+    return tmp_path / "artifacts" / "sha256" / SHA256[:2] / SHA256
+
+
+def test_what_goes_in_comes_out(artifacts: ArtifactStore, file: Path, tmp_path: Path) -> None:
+    assert not artifacts.exists(SHA256)
+    assert artifacts.put_file(file) == (SHA256, len(CONTENT)) == hash_file(file)
+    assert artifacts.put_file(file) == (SHA256, len(CONTENT))
+    assert artifacts.exists(SHA256)
+    assert artifacts.get_file(SHA256, tmp_path / "out") == len(CONTENT)
+    assert (tmp_path / "out").read_bytes() == CONTENT == artifacts.read_bytes(SHA256)
+    assert [name for name, _ in artifacts.list_hashes()] == [SHA256]
+
+
+@pytest.mark.parametrize(("start", "end"), [(0, 6_000_000), (0, 1), (5_999_999, 6_000_000), (100, 5_000_000), (7, 7)])
+def test_ranges(artifacts: ArtifactStore, file: Path, start: int, end: int) -> None:
+    artifacts.put_file(file)
+
+    async def read() -> bytes:
+        return b"".join([chunk async for chunk in artifacts.stream(SHA256, start, end)])
+
+    assert asyncio.run(read()) == CONTENT[start:end]
+
+
+def test_damage_is_noticed(artifacts: ArtifactStore, file: Path, tmp_path: Path) -> None:
+    artifacts.put_file(file)
+    stored(tmp_path).write_bytes(CONTENT[:-1] + b"?")
+    for read in (lambda: artifacts.get_file(SHA256, tmp_path / "out"), lambda: artifacts.read_bytes(SHA256)):
+        with pytest.raises(ArtifactCorrupt):
+            read()
+    assert not (tmp_path / "out").exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"artifacts", "file"}, "nothing half-written is left"
+
+
+def test_an_object_of_the_wrong_size_is_written_again(artifacts: ArtifactStore, file: Path, tmp_path: Path) -> None:
+    artifacts.put_file(file)
+    stored(tmp_path).write_bytes(b"short")
+    artifacts.put_file(file)
+    assert artifacts.read_bytes(SHA256) == CONTENT
+
+
+@pytest.mark.parametrize("name", ["0" * 64, "../../etc/passwd", "", "A" * 64, "0" * 63 + "\n"])
+def test_what_is_not_there(artifacts: ArtifactStore, tmp_path: Path, name: str) -> None:
+    with pytest.raises(ArtifactMissing) as caught:
+        artifacts.get_file(name, tmp_path / "out")
+    assert str(tmp_path) not in caught.value.message
+    assert not artifacts.exists(name)
+    artifacts.delete(name)
+
+
+def test_a_storage_that_cannot_be_written(tmp_path: Path, file: Path) -> None:
+    artifacts = ArtifactStore(f"file://{tmp_path}/artifacts")
+    (tmp_path / "artifacts").rmdir()
+    (tmp_path / "artifacts").write_text("not a folder")
+    for call in (artifacts.ping, lambda: artifacts.put_file(file)):
+        with pytest.raises(StorageUnavailable) as caught:
+            call()
+        assert str(tmp_path) not in caught.value.message
+
+
+def _age(artifacts_folder: Path, sha256: str) -> None:
+    then = (now_utc() - GRACE - timedelta(minutes=1)).timestamp()
+    os.utime(artifacts_folder / "sha256" / sha256[:2] / sha256, (then, then))
+
+
+@pytest.fixture
+def three(artifacts: ArtifactStore, tmp_path: Path) -> list[str]:
+    hashes = []
+    for word in (b"one", b"two", b"three"):
+        (tmp_path / "word").write_bytes(word)
+        hashes.append(artifacts.put_file(tmp_path / "word")[0])
+    return hashes
+
+
+def test_only_what_is_old_and_unnamed_is_swept(
+    engine: Engine, artifacts: ArtifactStore, tmp_path: Path, three: list[str]
+) -> None:
+    model, checkpoint, _ = three
+    inputs = add_inputs(engine)
+    with transaction(engine) as session:
+        create_model(session, owner=OWNER, sha256=model, bytes=3, filename="m", format="onnx", options={})
+        job = jobs.create_job(session, owner=OWNER, model_id=inputs[0], dataset_ids=[inputs[1]], recipe={})
+        lease = leases.claim(session, job.id, "w", "cpu")
+        assert lease is not None
+        leases.add_artifact(session, lease, "c", "checkpoint", checkpoint, 3, "x/y")
+    assert sweep(engine, artifacts) == 0, "all are young"
+    for sha256 in three:
+        _age(tmp_path / "artifacts", sha256)
+    assert sweep(engine, artifacts) == 1
+    assert [artifacts.exists(sha256) for sha256 in three] == [True, True, False]
+    with transaction(engine) as session:
+        leases.add_artifact(session, lease, "c", "checkpoint", "f" * 64, 3, "x/y")
+    assert sweep(engine, artifacts) == 1, "a replaced checkpoint goes"
+    assert not artifacts.exists(checkpoint)
+
+
+def test_storing_again_what_is_about_to_be_swept_keeps_it(
+    engine: Engine, artifacts: ArtifactStore, tmp_path: Path, three: list[str]
+) -> None:
+    for sha256 in three:
+        _age(tmp_path / "artifacts", sha256)
+    (tmp_path / "word").write_bytes(b"two")
+    artifacts.put_file(tmp_path / "word")
+    assert sweep(engine, artifacts) == 2
+    assert artifacts.exists(three[1])
+
+
+def test_idempotency_keys(engine: Engine) -> None:
+    answer = Answer(202, {"Location": "/x"}, {"id": "job_1", "progress": 0.5})
+    with transaction(engine) as session:
+        assert idempotency.recall(session, "ann", "POST /x", "k", "1") is None
+        idempotency.keep(session, "ann", "POST /x", "k", "1", answer)
+    with reading(engine) as session:
+        assert idempotency.recall(session, "ann", "POST /x", "k", "1") == answer
+        assert idempotency.recall(session, "bob", "POST /x", "k", "1") is None
+        assert idempotency.recall(session, "ann", "POST /y", "k", "1") is None
+        with pytest.raises(IdempotencyKeyReused):
+            idempotency.recall(session, "ann", "POST /x", "k", "2")
+    with transaction(engine) as session:
+        idempotency.forget(session, now_utc() + idempotency.KEPT - timedelta(minutes=1))
+        assert idempotency.recall(session, "ann", "POST /x", "k", "1") == answer
+        idempotency.forget(session, now_utc() + idempotency.KEPT + timedelta(minutes=1))
+        assert idempotency.recall(session, "ann", "POST /x", "k", "1") is None

@@ -1,0 +1,49 @@
+"""Settings: every default makes sense together, and what is wrong is named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from store.settings import Settings
+
+
+def test_everything_lies_in_the_data_folder(tmp_path: Path) -> None:
+    settings = Settings(data_dir=tmp_path)
+    assert settings.database_url == f"sqlite:///{tmp_path}/billhook.db"
+    assert settings.storage_url == f"file://{tmp_path}/artifacts"
+    assert settings.uploads_dir == tmp_path / "uploads"
+    assert settings.host == "127.0.0.1"
+    assert (settings.recipes_dir / "filter_norm_half.yaml").exists()
+
+
+def test_the_environment_sets_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("BILLHOOK_DATA_DIR", "relative")
+    monkeypatch.setenv("BILLHOOK_QUEUES", "cpu, gpu")
+    monkeypatch.setenv("BILLHOOK_API_KEY", "bh_secret")
+    settings = Settings()
+    assert settings.data_dir == tmp_path / "relative"
+    assert settings.database_url == f"sqlite:///{tmp_path}/relative/billhook.db"
+    assert settings.queues == ("cpu", "gpu")
+    assert "bh_secret" not in repr(settings)
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ({"queues": "tpu"}, "queues"),
+        ({"queues": ""}, "queues"),
+        ({"lease_seconds": 6}, "heartbeat_seconds"),
+        ({"port": 70_000}, "port"),
+    ],
+)
+def test_what_is_wrong_is_named(given: dict[str, object], named: str) -> None:
+    with pytest.raises(ValidationError, match=named):
+        Settings(**given)  # type: ignore[arg-type]
+
+
+def test_every_setting_is_described() -> None:
+    assert [name for name, field in Settings.model_fields.items() if not field.description] == []
