@@ -363,6 +363,7 @@ def _connection_errors(address: Address, call: Call) -> Iterator[None]:
         message = f"{address.url} did not answer within {call.read_seconds:g} s"
         raise ConnectionFailed(message) from None
     except httpx.ConnectError as error:
-        raise ConnectionFailed(f"cannot reach {address.url}: {error}") from None
+        hint = "; is it running? `billhook up` starts it" if address.loopback else ""
+        raise ConnectionFailed(f"cannot reach {address.url}: {error}{hint}") from None
     except (httpx.TransportError, httpx.DecodingError) as error:
         raise ConnectionFailed(f"the connection to {address.url} broke: {error or type(error).__name__}") from None

@@ -36,7 +36,9 @@ def report(*, met: bool) -> Document:
         "variants": {"original": variant(272474, 0.9861, 0.5), "pruned": variant(120000, 0.9833, 0.25)},
         "ratios": {"params": 0.44, "latency": 0.5},
         "target_met": True,
-        "requirements": [{"name": "latency_ratio", "required": "<= 0.6", "measured": 0.5 if met else 0.7, "passed": met}],
+        "requirements": [
+            {"name": "latency_ratio", "required": "<= 0.6", "measured": 0.5 if met else 0.7, "passed": met}
+        ],
         "requirements_met": met,
         "warnings": ["the validation split is small"],
     }
@@ -69,8 +71,10 @@ class FakeServer:
     looks: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     by_key: dict[str, str] = field(default_factory=dict)
     failures: dict[str, list[tuple[int, Document] | str]] = field(default_factory=lambda: defaultdict(list))
-    """By "METHOD path": what happens to the next ones: (status, headers), "drop" (no answer), "lose" (done, no answer)."""
+    """By "METHOD path", what happens to the next ones: (status, headers), "drop" (no answer), "lose" (done, but no
+    answer), "hang" (no answer for long)."""
     url: str = ""
+    closing: threading.Event = field(default_factory=threading.Event)
 
     def __enter__(self) -> Self:
         fake = self
@@ -91,6 +95,7 @@ class FakeServer:
         return self
 
     def __exit__(self, *error: object) -> None:
+        self.closing.set()
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
@@ -200,6 +205,9 @@ class _Handler(BaseHTTPRequestHandler):
         fake.bodies.append(head)
         failing = fake.failures[request]
         failure = failing.pop(0) if failing else None
+        if failure == "hang":
+            fake.closing.wait(30)
+            failure = "drop"
         if failure == "drop":
             self.close_connection = True
             return
@@ -213,9 +221,7 @@ class _Handler(BaseHTTPRequestHandler):
         sha256 = None if is_json else digest.hexdigest()
         self._route(self.command, parts.path, query, body, sha256, size)
 
-    def _route(
-        self, method: str, path: str, query: dict[str, str], body: Any, sha256: str | None, size: int
-    ) -> None:
+    def _route(self, method: str, path: str, query: dict[str, str], body: Any, sha256: str | None, size: int) -> None:
         fake = self.server_state
         match method, path.removeprefix("/v1/").split("/"):
             case "GET", ["recipes"]:
@@ -299,7 +305,9 @@ class _Handler(BaseHTTPRequestHandler):
     def _problem(self, status: int, code: str, headers: Document | None = None) -> None:
         document = {"type": "about:blank", "title": code, "status": status, "detail": f"it is {code}", "code": code,
                     "faults": []}  # fmt: skip
-        self._send(status, {"Content-Type": "application/problem+json", **(headers or {})}, json.dumps(document).encode())
+        self._send(
+            status, {"Content-Type": "application/problem+json", **(headers or {})}, json.dumps(document).encode()
+        )
 
     def _send(self, status: int, headers: Document, body: bytes, cut: int | None = None) -> None:
         if getattr(self, "_lose", False):

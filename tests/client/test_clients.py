@@ -407,9 +407,7 @@ def test_what_is_wrong_here_is_found_before_anything_is_sent(
     assert fake.log == []
 
 
-def test_the_time_being_up_cancels_the_job(
-    client: Either, fake: FakeServer, model_file: Path, tmp_path: Path
-) -> None:
+def test_the_time_being_up_cancels_the_job(client: Either, fake: FakeServer, model_file: Path, tmp_path: Path) -> None:
     fake.job_plan = [{"state": "running"}]
     with pytest.raises(billhook.Timeout):
         client.prune(model_file, "builtin:digits", "half", tmp_path / "out.onnx", timeout=0.5)

@@ -72,6 +72,8 @@ def prune(
     if isinstance(recipe, Path):  # found wrong before anything is uploaded
         path = recipe
         recipe = yield from blocking(lambda: jobs.read_document(path, "a recipe"))
+    if _id("ds", data) is None and not str(data).startswith("builtin:") and not Path(data).exists():
+        raise InputInvalid(f"there is no file or folder {data}")
     folder = Path(output).absolute().parent
     if not folder.is_dir() or not os.access(folder, os.W_OK):
         raise InputInvalid(f"the result cannot be written: {folder} is no folder that can be written to")

@@ -1,0 +1,379 @@
+"""The commands, run in this process: what they print, and their exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from billhook.cli.app import app, main
+from billhook.operations import jobs, uploads
+from tests.client.fake_server import KEY, PRUNED, FakeServer, report
+
+BILLHOOK = ["prune", "report", "download", "up", "models list", "models show", "models upload", "models delete",
+            "datasets list", "datasets show", "datasets add", "datasets delete", "recipes list", "recipes show",
+            "recipes schema", "jobs list", "jobs show", "jobs watch", "jobs cancel", "jobs events"]  # fmt: skip
+
+
+class Ran(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+    @property
+    def document(self) -> Any:
+        """stdout, which must be one JSON document and nothing else."""
+        return json.loads(self.out)
+
+
+class Command:
+    """Runs a command, and checks what must hold for every one of them."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
+        self._capsys = capsys
+
+    def __call__(self, *arguments: str | Path) -> Ran:
+        self._capsys.readouterr()
+        code = main([str(argument) for argument in arguments])
+        out, err = self._capsys.readouterr()
+        for text in (out, err):
+            assert KEY not in text
+            assert "Traceback" not in text
+            assert "\x1b" not in text
+            assert "\r" not in text
+        return Ran(code, out, err)
+
+
+@pytest.fixture
+def run(
+    capsys: pytest.CaptureFixture[str], known_server: FakeServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Command:
+    monkeypatch.setattr(jobs, "WATCH_SECONDS", 0.02)
+    monkeypatch.setattr(uploads, "POLL_SECONDS", 0.02)
+    monkeypatch.chdir(tmp_path)
+    return Command(capsys)
+
+
+@pytest.fixture
+def job_id(fake: FakeServer) -> str:
+    job: str = fake.submit(None, {"model": "mdl_1", "datasets": ["ds_1"], "recipe": "half"})["id"]
+    return job
+
+
+def prune(model_file: Path, *more: str) -> list[str]:
+    return ["prune", str(model_file), "--data", "builtin:digits", "--recipe", "half", "-o", "out.onnx", *more]
+
+
+# --- prune -----------------------------------------------------------------------------------------------------------
+
+
+def test_prune_prints_before_and_after(run: Command, model_file: Path, tmp_path: Path) -> None:
+    code, out, err = run(*prune(model_file))
+    assert code == 0
+    assert (tmp_path / "out.onnx").read_bytes() == PRUNED
+    rows = [[cell.strip() for cell in line.split("  ") if cell.strip()] for line in out.splitlines()]
+    assert ["accuracy, test", "98.61%", "98.33%", "-0.28 points"] in rows
+    assert ["parameters", "272,474", "120,000", "× 0.440"] in rows
+    assert ["latency, cpu, batch 1, 1 thread(s), p50", "0.500 ms", "0.250 ms", "× 0.500"] in rows
+    assert "met     latency_ratio: 0.5, required <= 0.6" in out
+    assert "warning: the validation split is small" in out
+    for told in ("model", "dataset", "fine_tune, 75 %, 0:10 left, epoch", "download", "out.onnx: 1.0 MiB, sha256"):
+        assert told in err
+
+
+def test_prune_sends_what_it_was_told(run: Command, fake: FakeServer, model_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "recipe.yml").write_text("version: 1\nsteps: []\n")
+    (tmp_path / "preprocess.yaml").write_text("mean: [0.5]\n")
+    code, _, _ = run(
+        "prune", model_file, "--data", "builtin:digits", "--recipe", "recipe.yml", "--output", "out.onnx",
+        "--preprocess", "preprocess.yaml", "--splits", '{"seed": 7}', "--require", "latency_ratio<=0.6",
+        "--require", " accuracy_drop < 1e-2", "--name", "a/b", "--tag", "x", "--tag", "y", "--device", "cuda:0",
+        "--architecture", "resnet20", "--input-shape", "3, 32,32",
+    )  # fmt: skip
+    assert code == 0
+    job = json.loads(fake.bodies[fake.log.index("POST /v1/jobs")])
+    assert job["recipe"] == {"version": 1, "steps": []}
+    assert job["requirements"] == {"latency_ratio": "<= 0.6", "accuracy_drop": "< 1e-2"}
+    assert (job["name"], job["tags"], job["device"]) == ("a/b", ["x", "y"], "cuda:0")
+    dataset = json.loads(fake.bodies[fake.log.index("POST /v1/datasets")])
+    assert dataset == {"uri": "builtin:digits", "preprocess": {"mean": [0.5]}, "splits": {"seed": 7}}
+    assert next(iter(fake.models.values()))["options"] == {"architecture": "resnet20", "input_shape": [3, 32, 32]}
+
+
+def test_prune_with_json_prints_one_document(run: Command, fake: FakeServer, model_file: Path, tmp_path: Path) -> None:
+    ran = run(*prune(model_file, "--json", "--report", "report.json"))
+    assert ran.code == 0
+    assert ran.document["job"]["state"] == "succeeded"
+    assert ran.document["report"] == report(met=True) == json.loads((tmp_path / "report.json").read_text())
+    assert ran.document["output"] == "out.onnx"
+    assert ran.document["sha256"] == (fake.etag or "").strip('"')
+    assert "error" not in ran.document
+
+
+def test_requirements_missed_is_3_and_the_file_is_there(
+    run: Command, fake: FakeServer, model_file: Path, tmp_path: Path
+) -> None:
+    fake.requirements_met = False
+    code, out, err = run(*prune(model_file, "--report", "report.md"))
+    assert code == 3
+    assert "MISSED  latency_ratio: 0.7, required <= 0.6" in out
+    assert "missed: requirements missed: latency_ratio is 0.7, required <= 0.6" in err
+    assert (tmp_path / "report.md").read_text() == "| a | b |\n"
+    (tmp_path / "out.onnx").unlink()
+    ran = run(*prune(model_file, "--json"))
+    assert (ran.code, ran.document["error"]["code"]) == (3, "requirements_missed")
+    assert not ran.document["requirements_met"]
+    assert (tmp_path / "out.onnx").read_bytes() == PRUNED
+
+
+@pytest.mark.parametrize("more", [[], ["--json"]], ids=["text", "json"])
+def test_a_failed_job_is_1(run: Command, fake: FakeServer, model_file: Path, tmp_path: Path, more: list[str]) -> None:
+    fault = {"pointer": "/preprocess/size", "message": "the model takes 32x32", "expected": "[32, 32]"}
+    fake.job_plan = [
+        {"state": "failed", "error": {"code": "dataset_mismatch", "message": "it does not fit", "faults": [fault]}}
+    ]
+    ran = run(*prune(model_file, *more))
+    assert ran.code == 1
+    assert "failed: it does not fit" in ran.err
+    assert "/preprocess/size: the model takes 32x32 (expected: [32, 32])" in ran.err
+    assert not (tmp_path / "out.onnx").exists()
+    if more:
+        assert ran.document["error"]["code"] == "dataset_mismatch"
+        assert ran.document["job"]["state"] == "failed"
+
+
+def test_the_time_being_up_is_1_and_cancels(run: Command, fake: FakeServer, model_file: Path) -> None:
+    fake.job_plan = [{"state": "running"}]
+    ran = run(*prune(model_file, "--timeout", "0.5", "--json"))
+    assert (ran.code, ran.document["error"]["code"]) == (1, "timeout")
+    assert [job["state"] for job in fake.jobs.values()] == ["cancelling"]
+    assert ran.document["job"]["id"] in fake.jobs
+    assert "was cancelled" in ran.err
+
+
+@pytest.mark.parametrize(("status", "code"), [(422, 2), (413, 2), (403, 2), (409, 1), (500, 1), (507, 1)])
+def test_problems_of_the_server(run: Command, fake: FakeServer, model_file: Path, status: int, code: int) -> None:
+    faults = [{"pointer": "/recipe/steps", "message": "needs one", "expected": "a list"},
+              {"pointer": "/recipe/seed", "message": "negative", "expected": None}]  # fmt: skip
+    fake.submit_problem = {"status": status, "code": "some_code", "detail": "not like this", "faults": faults}
+    ran = run(*prune(model_file, "--json"))
+    assert ran.code == code
+    assert ran.document["error"] == {
+        "code": "some_code", "message": "not like this", "status": status, "faults": faults,
+    }  # fmt: skip
+    assert "error: not like this\n  /recipe/steps: needs one (expected: a list)\n  /recipe/seed: negative\n" in ran.err
+
+
+def test_a_refused_model_is_2(run: Command, fake: FakeServer, model_file: Path) -> None:
+    fake.refusal = {"code": "model_unreadable", "message": "the file is truncated", "faults": []}
+    ran = run(*prune(model_file, "--json"))
+    assert (ran.code, ran.document["error"]["code"]) == (2, "model_unreadable")
+    fake.models.clear()
+    fake.refusal = {"code": "poison", "message": "three workers died", "faults": []}
+    assert run(*prune(model_file)).code == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["prune", "nowhere.onnx", "--data", "builtin:digits", "--recipe", "half", "-o", "o"], "there is no file nowhere.onnx"),
+        (["prune", "m.onnx", "--data", "nowhere/", "--recipe", "half", "-o", "o"], "there is no file or folder nowhere/"),
+        (["prune", "m.onnx", "--data", "d.npz", "--recipe", "no.yaml", "-o", "o"], "there is no file no.yaml (a recipe)"),
+        (["prune", "m.onnx", "--data", "d.npz", "--recipe", "half", "-o", "no/o"], "no is no folder"),
+        (["prune", "m.onnx", "--data", "d.npz", "--recipe", "half"], "Missing option '--output'"),
+        (["prune", "m.onnx", "--data", "d.npz", "--recipe", "half", "-o", "o", "--bogus"], "No such option"),
+        (["prune", "m.onnx", "--data", "d.npz", "--recipe", "half", "-o", "o", "--require", "fast"], "'latency_ratio<=0.6'"),
+        (["prune", "m.onnx", "--data", "d.npz", "--recipe", "half", "-o", "o", "--input-shape", "3x32"], "e.g. 3,32,32"),
+        (["prune", "m.onnx", "--data", "d.npz", "--recipe", "half", "-o", "o", "--preprocess", "{"], "not valid JSON"),
+        (["prune", "m.onnx", "--data", "d.npz", "--recipe", "half", "-o", "o", "--report", "r.pdf"], ".md, .json"),
+        (["prune", "m.onnx", "--data", "d.npz", "--recipe", "half", "-o", "o", "--timeout", "soon"], "a valid number"),
+        (["jobs", "show", "job_unknown"], "it is not_found"),
+        (["jobs", "frobnicate"], "No such command"),
+        (["report", "job_unknown"], "it is not_found"),
+    ],
+)  # fmt: skip
+def test_bad_usage_is_2(run: Command, tmp_path: Path, arguments: list[str], told: str) -> None:
+    (tmp_path / "m.onnx").write_bytes(b"m")
+    (tmp_path / "d.npz").write_bytes(b"d")
+    code, out, err = run(*arguments)
+    assert (code, out) == (2, "")
+    assert told in " ".join(err.split())
+    if arguments[0] == "prune":
+        ran = run(*arguments, "--json")
+        assert ran.code == 2
+        assert told in ran.document["error"]["message"]
+
+
+# --- the server and the key ------------------------------------------------------------------------------------------
+
+
+def test_no_server_says_how_to_start_one(run: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("BILLHOOK_SERVER")
+    code, _, err = run("models", "list")
+    assert code == 1
+    assert "start one with `billhook up`" in err
+
+
+def test_no_key_says_where_to_put_it(run: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("BILLHOOK_KEY")
+    code, _, err = run("models", "list")
+    assert code == 2
+    assert "there is no key for http://127.0.0.1" in err
+    assert "BILLHOOK_KEY" in err
+
+
+def test_the_server_of_this_machine(
+    run: Command, fake: FakeServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("BILLHOOK_SERVER", "BILLHOOK_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("BILLHOOK_DATA_DIR", str(tmp_path))
+    (tmp_path / "address").write_text(fake.url)
+    (tmp_path / "key").write_text(KEY)
+    assert run("models", "list").code == 0
+
+
+def test_the_key_never_shows(run: Command, model_file: Path) -> None:
+    """`run` looks for it in all that is printed, in these and all other tests."""
+    for arguments in (
+        ["models", "list", "--key", KEY, "--server", "http://billhook.example"],
+        ["models", "list", "--key", KEY + "ü"],
+        ["models", "list", "--kye", KEY],
+        ["models", "list", f"--kee={KEY}"],
+        ["models", "list", KEY],
+        ["models", "show", KEY],
+        [KEY],
+        prune(model_file, "--preprocess", KEY),
+        prune(model_file, "--require", KEY, "--json"),
+    ):
+        assert run(*arguments).code == 2
+    assert run("models", "list", "--key", KEY).code == 0
+    wrong = run("models", "list", "--key", "quite-wrong")
+    assert wrong.code == 2
+    assert "quite-wrong" not in wrong.err
+
+
+@pytest.mark.parametrize("command", ["", *BILLHOOK])
+def test_help_teaches_and_does_not_tell(
+    run: Command, monkeypatch: pytest.MonkeyPatch, fake: FakeServer, command: str
+) -> None:
+    if command == "up":
+        return
+    monkeypatch.setenv("COLUMNS", "200")
+    code, out, _ = run(*command.split(), "--help")
+    assert code == 0
+    assert "130 interrupted" in out
+    assert fake.log == []
+
+
+def test_the_list_of_commands_is_complete(run: Command) -> None:
+    names = [command.name for command in app.registered_commands]
+    for group in app.registered_groups:
+        assert group.typer_instance is not None
+        names += [f"{group.typer_instance.info.name} {each.name}" for each in group.typer_instance.registered_commands]
+    assert sorted(str(name) for name in names) == sorted(BILLHOOK)
+
+
+def test_a_fault_of_our_own_is_no_traceback(run: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("oops")
+
+    monkeypatch.setattr("billhook.cli.tables.models", broken)
+    code, _, err = run("models", "list")
+    assert code == 1
+    assert "unexpected ZeroDivisionError: oops" in err
+
+
+# --- the other commands ----------------------------------------------------------------------------------------------
+
+
+def test_models(run: Command, fake: FakeServer, model_file: Path) -> None:
+    uploaded = run("models", "upload", model_file, "--json").document
+    assert run("models", "upload", model_file, "--json").document == uploaded
+    assert fake.count("POST /v1/models") == 1
+    assert uploaded["id"] in run("models", "list").out
+    assert [model["id"] for model in run("models", "list", "--json").document] == [uploaded["id"]]
+    assert "params: 272474" in run("models", "show", uploaded["id"]).out
+    assert run("models", "delete", uploaded["id"]).out == f"{uploaded['id']} was deleted\n"
+    assert run("models", "list", "--json").document == []
+
+
+def test_datasets(run: Command, fake: FakeServer, data_file: Path) -> None:
+    first = run("datasets", "add", data_file, "--json").document
+    other = run("datasets", "add", data_file, "--splits", '{"test": 0.5}', "--json").document
+    assert first["id"] != other["id"]
+    assert run("datasets", "add", "builtin:digits").code == 0
+    assert [item["id"] for item in run("datasets", "list", "--limit", "2", "--json").document][1] == other["id"]
+    assert "test: 0.5" in run("datasets", "show", other["id"]).out
+    assert run("datasets", "delete", first["id"], "--json").document == {"deleted": first["id"]}
+    assert run("datasets", "delete", first["id"]).code == 2
+
+
+def test_recipes(run: Command) -> None:
+    assert "Half of it." in run("recipes", "list").out
+    assert run("recipes", "show", "half").out == "version: 1\nsteps:\n- method: filter_norm\n"
+    assert run("recipes", "schema").document == {"type": "object"}
+    assert run("recipes", "show", "other").code == 2
+
+
+def test_jobs(run: Command, fake: FakeServer, job_id: str) -> None:
+    assert job_id in run("jobs", "list").out
+    assert run("jobs", "list", "--state", "failed", "--json").document == []
+    assert run("jobs", "show", job_id, "--json").document["id"] == job_id
+    assert "fine_tune/0/epoch/1" in run("jobs", "events", job_id).out
+    assert [event["seq"] for event in run("jobs", "events", job_id, "--after", "1", "--json").document] == [2]
+    assert run("jobs", "cancel", job_id).out == f"{job_id}: cancelling\n"
+    assert run("jobs", "watch", job_id).code == 1
+    ended = run("jobs", "cancel", job_id, "--json")
+    assert (ended.code, ended.document["error"]["code"]) == (1, "job_terminal")
+
+
+def test_watching_exits_as_prune_would(run: Command, fake: FakeServer, job_id: str) -> None:
+    code, out, err = run("jobs", "watch", job_id)
+    assert (code, out) == (0, f"{job_id} succeeded; see: billhook report {job_id}\n")
+    assert "fine_tune, 75 %, 0:10 left, epoch 2, validation accuracy 90.00%" in err
+    fake.jobs[job_id]["results"] = {"requirements_met": False}
+    assert run("jobs", "watch", job_id).code == 3
+
+
+def test_report(run: Command, fake: FakeServer, job_id: str) -> None:
+    early = run("report", job_id)
+    assert early.code == 1
+    assert "job_not_succeeded" in early.err
+    run("jobs", "watch", job_id)
+    assert "× 0.440" in run("report", job_id).out
+    assert run("report", job_id, "--format", "markdown").out == "| a | b |\n"
+    assert run("report", job_id, "--format", "json").document == report(met=True)
+    fake.requirements_met = False
+    assert run("report", job_id).code == 3
+
+
+def test_download(run: Command, fake: FakeServer, job_id: str, tmp_path: Path) -> None:
+    run("jobs", "watch", job_id)
+    assert run("download", job_id).code == 0
+    assert run("download", job_id, "pruned.onnx", "--output", "other.onnx", "--json").document["bytes"] == len(PRUNED)
+    assert (tmp_path / "pruned.onnx").read_bytes() == (tmp_path / "other.onnx").read_bytes() == PRUNED
+    fake.etag = '"' + "0" * 64 + '"'
+    damaged = run("download", job_id, "-o", "other.onnx", "--json")
+    assert (damaged.code, damaged.document["error"]["code"]) == (1, "checksum_mismatch")
+    assert (tmp_path / "other.onnx").read_bytes() == PRUNED
+    assert run("download", job_id, "nothing").code == 2
+
+
+def test_up_starts_the_installed_server(run: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    started: list[tuple[str, list[str]]] = []
+    monkeypatch.setattr(os, "execv", lambda path, arguments: started.append((path, arguments)))
+    monkeypatch.setattr("sys.executable", str(tmp_path / "bin" / "python"))
+    monkeypatch.setenv("PATH", str(tmp_path / "path"))
+    code, _, err = run("up")
+    assert code == 2
+    assert "billhook-server is not installed here" in err
+    for folder in ("path", "bin"):
+        server = tmp_path / folder / "billhook-server"
+        server.parent.mkdir()
+        server.touch(mode=0o755)
+        run("up", "--port", "0")
+        assert started[-1] == (str(server), [str(server), "--port", "0"])
