@@ -37,8 +37,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"BILLHOOK_{name}: {fault['msg']}", file=sys.stderr)  # noqa: T201
         return 2
     configure_logs(settings.log_level)
-    queues = [options.queue] if options.gpu is None else [options.queue, f"gpu-{options.gpu}"]
-    return serve(make_context(settings, name=options.name, gpu=options.gpu), queues)
+    return serve(make_context(settings, name=options.name, gpu=options.gpu), queues_for(options.queue, options.gpu))
+
+
+def queues_for(queue: str, gpu: int | None) -> list[str]:
+    """What a worker consumes: its queue, and for a GPU the jobs that ask for that one (`device: cuda:N`) too."""
+    return [queue] if gpu is None else [queue, f"{queue}-{gpu}"]
 
 
 if __name__ == "__main__":

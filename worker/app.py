@@ -29,7 +29,14 @@ CONSUMER_TIMEOUT_MS = 30 * 24 * 3_600 * 1_000
 
 def make_app(settings: Settings) -> Celery:
     """The app for these settings. Knows no tasks yet (`worker.tasks.add_tasks`); the relay needs none."""
-    app = Celery("billhook", broker=settings.broker_url, set_as_current=False)  # type: ignore[no-untyped-call]
+    in_folder = settings.broker_url.startswith("filesystem")
+    app = Celery(  # type: ignore[no-untyped-call]
+        "billhook", broker="filesystem://localhost//" if in_folder else settings.broker_url, set_as_current=False
+    )
+    if in_folder:
+        app.conf.update(
+            broker_transport="worker.folder_transport:Transport", broker_transport_options=_folder_options(settings)
+        )
     app.conf.update(
         accept_content=["json"],
         task_serializer="json",
@@ -47,15 +54,12 @@ def make_app(settings: Settings) -> Celery:
         broker_connection_max_retries=None,
         broker_channel_error_retry=True,
         task_create_missing_queues=True,
-        broker_transport_options=_transport_options(settings),
         enable_utc=True,
     )
     return app
 
 
-def _transport_options(settings: Settings) -> dict[str, Any]:
-    if not settings.broker_url.startswith("filesystem"):
-        return {}
+def _folder_options(settings: Settings) -> dict[str, Any]:
     folder = settings.data_dir / "queue"
     for name in ("messages", "control"):
         (folder / name).mkdir(parents=True, exist_ok=True, mode=0o700)

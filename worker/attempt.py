@@ -48,12 +48,12 @@ log = structlog.get_logger("billhook.worker")
 def run_job(context: Context, job_id: str) -> None:
     """Do the job, if it is to be had: a message may come late, twice, or for a job that is gone."""
     with reading(context.engine) as session:
-        job = session.get(Job, job_id)
-    if job is None or job.state != "queued":
-        log.info("nothing to do", job=job_id, state=None if job is None else job.state)
+        found = session.execute(select(Job.state, Job.device).where(Job.id == job_id)).one_or_none()
+    if found is None or found.state != "queued":
+        log.info("nothing to do", job=job_id, state="gone" if found is None else found.state)
         return
     try:
-        device, gpu = context.device_for(job.device)
+        device, gpu = context.device_for(found.device)
         misdirected = None
     except BillhookError as error:
         device, gpu, misdirected = "none", None, error
@@ -147,6 +147,7 @@ class RunningAttempt:
             checkpoint = session.scalars(
                 select(Artifact).where(Artifact.job_id == job.id, Artifact.kind == "checkpoint")
             ).one_or_none()
+            session.expunge_all()  # no transaction is held while files are fetched
         inputs = JobInputs(
             model=fetch_model(self._context, model, self._workdir),
             datasets=tuple(fetch_dataset(self._context, dataset, self._workdir) for dataset in datasets),

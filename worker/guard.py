@@ -73,7 +73,7 @@ class Guard(threading.Thread):
         self._workdir = workdir
         self._limits = limits
         self._order = order
-        self._started = time.monotonic()
+        self._began = time.monotonic()
         self._kill_at: float | None = None
         self._exit_by: float | None = None
         self._closed = threading.Event()
@@ -113,7 +113,7 @@ class Guard(threading.Thread):
                 self._signal(signal.SIGKILL)
             if self._exit_by is not None and now >= self._exit_by:
                 self._end("lingers", at_once=True)
-            if now - self._started > self._limits.run_seconds:
+            if now - self._began > self._limits.run_seconds:
                 self.limit("time_limit", f"the job ran longer than the {self._limits.run_seconds:.0f} s that it may")
             if now >= memory_at:
                 memory_at = now + MEMORY_SECONDS

@@ -34,6 +34,7 @@ def check_upload(context: Context, subject_id: str) -> None:
         try:
             with reading(context.engine) as session:
                 subject = _subject(session, check)
+                session.expunge_all()  # no transaction is held while the file is fetched
             if subject is None:
                 log.info("nothing to do", subject=subject_id, state="deleted")
                 return

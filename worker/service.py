@@ -13,6 +13,7 @@ from typing import Any
 
 import structlog
 from celery import signals
+from celery.exceptions import WorkerShutdown
 
 from worker.app import make_app, queue_named, ringer
 from worker.context import Context
@@ -37,7 +38,10 @@ def serve(context: Context, queues: Sequence[str]) -> int:
     app.conf.task_queues = [queue_named(context.settings, name) for name in queues]
 
     def stop(**_: Any) -> None:
-        context.stopping.set()
+        """Runs in the signal handler. Celery would raise this too, but only when its loop wakes from its wait."""
+        if not context.stopping.is_set():
+            context.stopping.set()
+            raise WorkerShutdown(0)
 
     signals.worker_shutting_down.connect(stop, weak=False)  # type: ignore[no-untyped-call]
     ring = ringer(make_app(context.settings), context.settings)  # its own connection: the consumer's is not shared

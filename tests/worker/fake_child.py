@@ -1,0 +1,157 @@
+"""A child that does what the job's recipe says in its description (JSON), through the real child's way in.
+
+Run as a script in place of `python -m worker.child`; nothing of core is imported.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from core.errors import Fault, ModelUnreadable
+from core.events import Emit
+from worker.child import main
+
+CHECKPOINT = "state/checkpoint.safetensors"
+
+
+def plan_of(workdir: Path) -> dict[str, Any]:
+    inputs = json.loads((workdir / "job.json").read_text())
+    plan: dict[str, Any] = json.loads(inputs["recipe"]["description"])
+    return plan
+
+
+def train(workdir: Path, emit: Emit, plan: dict[str, Any]) -> dict[str, Any]:
+    """`epochs` epochs, an event and a checkpoint each, from where an earlier attempt's checkpoint says."""
+    saved = workdir / CHECKPOINT
+    start = json.loads(saved.read_text())["epoch"] + 1 if saved.exists() else 0
+    emit("fine_tune/0/start", pid=os.getpid(), start=start)
+    for epoch in range(start, plan["epochs"]):
+        time.sleep(plan.get("seconds", 0.05))
+        emit(f"fine_tune/0/epoch/{epoch}", epoch=epoch, loss=1 / (epoch + 1))
+        emit("progress", stage="fine_tune", fraction=(epoch + 1) / plan["epochs"], eta_seconds=1.0)
+        if plan.get("checkpoints", True):
+            temporary = workdir / "state" / ".writing"
+            temporary.write_text(json.dumps({"epoch": epoch}))
+            temporary.replace(saved)
+            emit("checkpoint", file=CHECKPOINT, number=epoch)
+        if epoch == plan.get("die_at"):
+            os.kill(os.getpid(), signal.SIGKILL)
+    model = next((workdir / "inputs").glob("model.*")).read_bytes()
+    (workdir / "out" / "pruned.onnx").write_bytes(b"pruned " + model)
+    (workdir / "out" / "report.json").write_text("{}")
+    return {"ratios": {"macs": 0.5}, "target_met": True}
+
+
+def refuse(workdir: Path, emit: Emit, plan: dict[str, Any]) -> dict[str, Any]:
+    raise ModelUnreadable("the file is cut short", faults=[Fault("/model", "ends after 3 bytes", "an ONNX file")])
+
+
+def crash(workdir: Path, emit: Emit, plan: dict[str, Any]) -> dict[str, Any]:
+    raise RuntimeError(f"a secret path: {workdir}")
+
+
+def eat_memory(workdir: Path, emit: Emit, plan: dict[str, Any]) -> dict[str, Any]:
+    hoard = []
+    while True:
+        hoard.append(b"x" * 2**24)
+        time.sleep(0.005)
+
+
+def fill_disk(workdir: Path, emit: Emit, plan: dict[str, Any]) -> dict[str, Any]:
+    for number in range(1_000):
+        (workdir / "out" / f"part{number}").write_bytes(os.urandom(2**20))
+        time.sleep(0.02)
+    return {}
+
+
+def write_large_file(workdir: Path, emit: Emit, plan: dict[str, Any]) -> dict[str, Any]:
+    with (workdir / "out" / "large").open("wb") as file:
+        for _ in range(64):
+            file.write(bytes(2**20))
+    return {}
+
+
+def hang(workdir: Path, emit: Emit, plan: dict[str, Any]) -> dict[str, Any]:
+    if plan.get("deaf"):
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if plan.get("descendant"):
+        descendant = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+        emit("import/descendant", pid=descendant.pid)
+    emit("import/started", pid=os.getpid())
+    while True:
+        time.sleep(plan.get("every", 600))
+        emit("import/tick")
+
+
+def die(workdir: Path, emit: Emit, plan: dict[str, Any]) -> dict[str, Any]:
+    print("the last words")
+    os.kill(os.getpid(), signal.SIGKILL)
+    return {}
+
+
+def look_round(workdir: Path, emit: Emit, plan: dict[str, Any]) -> dict[str, Any]:
+    """What this process has and may do."""
+    descriptors = {}
+    for path in Path("/proc/self/fd").iterdir():
+        try:
+            descriptors[path.name] = str(path.readlink())
+        except FileNotFoundError:  # the descriptor of the listing itself
+            continue
+    inputs = {path.name: oct(path.stat().st_mode & 0o777) for path in (workdir / "inputs").iterdir()}
+    emit("import/seen", environment=dict(os.environ), descriptors=descriptors, inputs=inputs, nice=os.nice(0),
+         session=os.getsid(0), pid=os.getpid(), limits=Path("/proc/self/limits").read_text(),
+         torch="torch" in sys.modules)  # fmt: skip
+    return {}
+
+
+def babble(workdir: Path, emit: Emit, plan: dict[str, Any]) -> dict[str, Any]:
+    descriptor = int(next(item for item in sys.argv if item.startswith("--events-fd=")).partition("=")[2])
+    os.write(descriptor, plan["say"].encode() * plan.get("times", 1))
+    time.sleep(5)
+    return {}
+
+
+def leave_link(workdir: Path, emit: Emit, plan: dict[str, Any]) -> dict[str, Any]:
+    (workdir / "out" / "pruned.onnx").symlink_to("/etc/hostname")
+    return {}
+
+
+def announce_nothing(workdir: Path, emit: Emit, plan: dict[str, Any]) -> dict[str, Any]:
+    emit("checkpoint", file=plan["file"], number=1)
+    time.sleep(5)
+    return {}
+
+
+PLANS = {
+    function.__name__: function
+    for function in (train, refuse, crash, eat_memory, fill_disk, write_large_file, hang, die, look_round, babble,
+                     leave_link, announce_nothing)
+}  # fmt: skip
+
+
+def run(workdir: Path, emit: Emit) -> Mapping[str, Any]:
+    plan = plan_of(workdir)
+    return PLANS[plan["do"]](workdir, emit, plan)
+
+
+def inspect(workdir: Path, emit: Emit) -> Mapping[str, Any]:
+    """Refuses a model whose bytes say so; dies, hangs or crashes likewise."""
+    inputs = json.loads((workdir / "job.json").read_text())
+    content = Path(inputs["path"]).read_text() if inputs["path"] else "fine"
+    if content in PLANS:
+        return PLANS[content](workdir, emit, {})
+    return {"format": inputs["format"], "content": content}
+
+
+if __name__ == "__main__":
+    status = main(operations={"run": run, "inspect_model": inspect, "inspect_dataset": inspect})
+    sys.stdout.flush()
+    os._exit(status)

@@ -1,0 +1,240 @@
+"""Real worker processes over a real broker: what is left of a job when one of them is killed, and how it goes on."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import psutil
+import pytest
+
+from store.settings import Settings
+from tests.worker.house import House, wait_for
+from worker.app import make_app, queue_named
+from worker.loops import relay
+
+StartWorker = Callable[..., subprocess.Popen[bytes]]
+FAKE_WORKER = Path(__file__).with_name("fake_worker.py")
+
+
+def variables(settings: Settings, **changes: object) -> dict[str, str]:
+    """The environment that gives another process these settings."""
+    given = {name: getattr(settings, name) for name in settings.model_fields_set} | changes
+    return {f"BILLHOOK_{name.upper()}": str(value) for name, value in given.items()}
+
+
+@pytest.fixture
+def start_worker(house: House, tmp_path: Path) -> Iterator[StartWorker]:
+    """Starts workers, each in a process group of its own. They are killed at the end if they are still there."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(*queues: str, **changes: object) -> subprocess.Popen[bytes]:
+        number = len(started) + 1
+        environment = os.environ | variables(house.settings, **changes)
+        with (tmp_path / f"worker{number}.log").open("wb") as log:
+            worker = subprocess.Popen(
+                [sys.executable, str(FAKE_WORKER), f"host:{number}", *(queues or ("cpu", "inspect"))],
+                env=environment | {"PYTHONPATH": str(Path.cwd())}, cwd=tmp_path, stdin=subprocess.DEVNULL, stdout=log,
+                stderr=log, start_new_session=True,
+            )  # fmt: skip
+        started.append(worker)
+        return worker
+
+    yield start
+    for number, worker in enumerate(started, 1):
+        if worker.poll() is None:
+            worker.kill()
+        worker.wait(10)
+        print(f"--- worker {number}\n{(tmp_path / f'worker{number}.log').read_text()}")
+
+
+def child_of(house: House, job_id: str, attempt: int) -> int:
+    """The pid of the attempt's child, once it has said so."""
+    found: list[int] = []
+
+    def said() -> bool:
+        found[:] = [
+            event.body["pid"] for event in house.events(job_id) if event.attempt == attempt and "pid" in event.body
+        ]
+        return bool(found)
+
+    wait_for(said)
+    return found[-1]
+
+
+def gone(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def epochs_of(house: House, job_id: str) -> list[tuple[int | None, int]]:
+    return [(event.attempt, event.body["epoch"]) for event in house.events(job_id) if "/epoch/" in event.name]
+
+
+def epoch_reached(house: House, job_id: str, epoch: int) -> None:
+    """Until the checkpoint of `epoch` is stored."""
+    wait_for(lambda: any(e.name == "checkpoint" and e.body["number"] >= epoch for e in house.events(job_id)))
+
+
+def over(house: House, job_id: str) -> bool:
+    return house.read(job_id).state in ("succeeded", "failed", "cancelled")
+
+
+def assert_taken_over(house: House, job_id: str, epochs: int, *, attempts: int = 2) -> None:
+    """Succeeded once, in the last attempt, which went on behind the last checkpoint; no event is missing."""
+    assert house.read(job_id).state == "succeeded"
+    outcomes = [attempt.outcome for attempt in house.attempts(job_id)]
+    assert len(outcomes) == attempts
+    assert outcomes[-1] == "succeeded"
+    assert outcomes.count("succeeded") == 1
+    house.assert_no_gaps(job_id)
+    events = house.events(job_id)
+    last = max(event.body["number"] for event in events if event.name == "checkpoint" and event.attempt == 1)
+    done = epochs_of(house, job_id)
+    assert [epoch for attempt, epoch in done if attempt == attempts] == list(range(last + 1, epochs))
+    assert [event.body["state"] for event in events if event.name == "state"].count("succeeded") == 1
+
+
+def test_kill_9_of_the_whole_group_then_another_worker_takes_over(house: House, start_worker: StartWorker) -> None:
+    job_id = house.job(do="train", epochs=12, seconds=0.2)
+    worker = start_worker()
+    child = child_of(house, job_id, 1)
+    epoch_reached(house, job_id, 2)
+    os.killpg(worker.pid, signal.SIGKILL)
+    worker.wait(10)
+    wait_for(lambda: gone(child), 2)
+    assert house.read(job_id).state == "running"
+    killed = time.monotonic()
+    start_worker()
+    wait_for(lambda: house.read(job_id).attempt_count == 2)
+    assert time.monotonic() - killed < 10
+    wait_for(lambda: over(house, job_id))
+    assert_taken_over(house, job_id, 12)
+    assert house.attempts(job_id)[0].outcome == "lost"
+    left = list(house.context.work_root.iterdir())
+    assert not left, "the second worker removes what the first left behind"
+
+
+def test_kill_9_of_the_parent_alone_ends_the_child_too(house: House, start_worker: StartWorker) -> None:
+    job_id = house.job(do="hang", every=0.05)
+    worker = start_worker()
+    child = child_of(house, job_id, 1)
+    os.kill(worker.pid, signal.SIGKILL)
+    worker.wait(10)
+    wait_for(lambda: gone(child), 2)
+    before = len(house.events(job_id))
+    time.sleep(0.5)
+    assert len(house.events(job_id)) == before
+    house.assert_no_gaps(job_id)
+
+
+def test_kill_9_of_the_child_alone_is_noticed_at_once(house: House, start_worker: StartWorker) -> None:
+    job_id = house.job(do="train", epochs=8, seconds=0.2)
+    start_worker(lease_seconds=30)  # so it is not the lease that notices
+    child = child_of(house, job_id, 1)
+    epoch_reached(house, job_id, 1)
+    os.kill(child, signal.SIGKILL)
+    wait_for(lambda: over(house, job_id), 15)
+    assert_taken_over(house, job_id, 8)
+
+
+def test_sigterm_gives_the_job_back_and_another_worker_has_it_at_once(house: House, start_worker: StartWorker) -> None:
+    job_id = house.job(do="train", epochs=12, seconds=0.2)
+    worker = start_worker(lease_seconds=30)
+    child = child_of(house, job_id, 1)
+    start_worker(lease_seconds=30)
+    epoch_reached(house, job_id, 2)
+    began = time.monotonic()
+    worker.terminate()
+    assert worker.wait(5) == 0
+    assert time.monotonic() - began < 4
+    assert gone(child)
+    wait_for(lambda: house.read(job_id).attempt_count == 2, 10)
+    wait_for(lambda: over(house, job_id))
+    assert_taken_over(house, job_id, 12)
+    assert house.attempts(job_id)[0].outcome == "released"
+    assert house.read(job_id).deaths == 0
+
+
+def test_a_frozen_worker_loses_its_job_and_cannot_write_when_it_wakes(house: House, start_worker: StartWorker) -> None:
+    job_id = house.job(do="train", epochs=10, seconds=0.3)
+    worker = start_worker()
+    child = child_of(house, job_id, 1)
+    epoch_reached(house, job_id, 1)
+    worker.send_signal(signal.SIGSTOP)
+    start_worker()
+    wait_for(lambda: house.read(job_id).attempt_count == 2)
+    worker.send_signal(signal.SIGCONT)
+    wait_for(lambda: gone(child), 5)
+    wait_for(lambda: over(house, job_id))
+    assert_taken_over(house, job_id, 10)
+    numbers = [event.attempt for event in house.events(job_id) if event.attempt is not None]
+    assert numbers == sorted(numbers), "nothing of the first attempt comes after the second began"
+
+
+def test_a_lost_doorbell_only_delays(house: House, start_worker: StartWorker) -> None:
+    job_id = house.job(do="train", epochs=1)
+    lost: list[str] = []
+    assert relay(house.context, lambda _topic, subject_id, _queue: lost.append(subject_id)) == 3
+    assert job_id in lost
+    start_worker()
+    time.sleep(1.5)
+    assert house.read(job_id).state == "queued"
+    wait_for(lambda: over(house, job_id), 10)
+    assert house.read(job_id).state == "succeeded"
+
+
+def test_uploads_are_checked(house: House, start_worker: StartWorker) -> None:
+    fine, wrong, dataset = house.model("fine"), house.model("refuse"), house.dataset()
+    worker = start_worker("inspect")
+    wait_for(lambda: all(house.upload(subject).state != "checking" for subject in (fine, wrong, dataset)))
+    assert house.upload(fine).summary == {"format": "onnx", "content": "fine"}
+    assert house.upload(dataset).state == "ready"
+    assert house.upload(wrong).state == "refused"
+    refusal = house.upload(wrong).refusal
+    assert refusal is not None
+    assert refusal["code"] == "model_unreadable"
+    assert refusal["faults"][0]["pointer"] == "/model"
+    worker.terminate()
+    assert worker.wait(5) == 0
+
+
+def reachable(url: str) -> None:
+    """Skips where the service is not there; in CI it has to be."""
+    parts = urlsplit(url)
+    try:
+        socket.create_connection((parts.hostname, parts.port), timeout=1).close()
+    except OSError:
+        message = f"no service at {parts.hostname}:{parts.port}"
+        if os.environ.get("CI") == "true":
+            pytest.fail(message)
+        pytest.skip(message)
+
+
+@pytest.mark.parametrize("url", ["redis://127.0.0.1:6379/13", "amqp://guest:guest@127.0.0.1:5672//"])
+def test_the_same_over_other_brokers(house: House, start_worker: StartWorker, url: str) -> None:
+    reachable(url)
+    queue = f"billhook-test-{uuid.uuid4().hex}"  # the broker may be shared
+    job_id = house.job(do="train", epochs=1, queue=queue)
+    settings = house.settings.model_copy(update={"broker_url": url})
+    app = make_app(settings)
+    try:
+        worker = start_worker(queue, broker_url=url)
+        wait_for(lambda: over(house, job_id))
+        assert house.read(job_id).state == "succeeded"
+        worker.terminate()
+        assert worker.wait(10) == 0
+    finally:
+        with app.connection_for_write() as connection:
+            queue_named(settings, queue).bind(connection.default_channel).delete()
+        app.close()
