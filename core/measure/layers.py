@@ -61,6 +61,9 @@ def node_milliseconds(path: Path, inputs: Floats, *, threads: int = 1, runs: int
 def _weighted_times(graph: onnx.GraphProto, times: dict[str, float]) -> dict[int, float]:
     """Milliseconds by position of the node with weights that they belong to."""
     constants = {tensor.name for tensor in graph.initializer if len(tensor.dims) >= 2}
+    for node in graph.node:
+        if node.op_type == "Constant" and any(len(attribute.t.dims) >= 2 for attribute in node.attribute):
+            constants.update(node.output)
     weighted = {number for number, node in enumerate(graph.node) if constants & set(node.input)}
     by_name = {node.name: number for number, node in enumerate(graph.node) if node.name}
     makers = {value: number for number, node in enumerate(graph.node) for value in node.output}
