@@ -5,6 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from billhook import retries
+from billhook.operations import jobs, uploads
+from tests.client.either import Either
 from tests.client.fake_server import KEY, FakeServer
 
 
@@ -42,3 +45,23 @@ def data_file(tmp_path: Path) -> Path:
     path = tmp_path / "data.npz"
     path.write_bytes(b"not really data" * 1000)
     return path
+
+
+@pytest.fixture(params=["sync", "async"])
+def client(request: pytest.FixtureRequest, fake: FakeServer, monkeypatch: pytest.MonkeyPatch) -> Either:
+    monkeypatch.setattr(jobs, "WATCH_SECONDS", 0.02)
+    monkeypatch.setattr(uploads, "POLL_SECONDS", 0.02)
+    monkeypatch.setattr(retries, "FIRST_PAUSE_SECONDS", 0.02)
+    return Either(request.param, fake.url)
+
+
+@pytest.fixture
+def job_id(client: Either) -> str:
+    job: str = client.submit_job("mdl_1", ["ds_1"], "half").id
+    return job
+
+
+@pytest.fixture
+def finished(client: Either, job_id: str) -> str:
+    client.wait_for_job(job_id)
+    return job_id

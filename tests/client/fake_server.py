@@ -115,9 +115,8 @@ class FakeServer:
     def add_upload(self, kind: str, sha256: str | None, size: int, query: dict[str, str]) -> tuple[Document, bool]:
         prefix, table = ("mdl", self.models) if kind == "models" else ("ds", self.datasets)
         if kind == "models":
-            shape = query.get("input_shape")
-            options: Document = {"architecture": query.get("architecture"),
-                                 "input_shape": [int(part) for part in shape.split(",")] if shape else None}  # fmt: skip
+            shape = [int(part) for part in query.get("input_shape", "").split(",") if part]
+            options: Document = {"architecture": query.get("architecture"), "input_shape": shape or None}
         else:
             preprocess = {"size": None, "scale": 1 / 255, "mean": [0.0], "std": [1.0], "channels": None,
                           "layout": "NCHW", "class_order": None}  # fmt: skip

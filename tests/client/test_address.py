@@ -42,7 +42,7 @@ def test_arguments_come_before_the_environment_before_the_machine(local: Path) -
 
 
 def test_the_key_of_this_machine_goes_to_no_other_server(local: Path) -> None:
-    with pytest.raises(InputInvalid, match="there is no key for https://b.example"):
+    with pytest.raises(InputInvalid, match=r"there is no key for https://b\.example"):
         find_server("https://b.example", environ=environ(local))
     assert find_server("http://127.0.0.1:8470/", environ=environ(local)).key == KEY
 
@@ -61,7 +61,10 @@ def test_this_machine_has_several_names(tmp_path: Path, url: str) -> None:
     assert find_server(url, KEY, environ=environ(tmp_path)).loopback
 
 
-@pytest.mark.parametrize("url", ["b.example", "ftp://b.example", "http://", "https://user:pw@b.example", "http://a b", "https://b.example/?x=1"])  # fmt: skip
+@pytest.mark.parametrize(
+    "url",
+    ["b.example", "ftp://b.example", "http://", "https://user:pw@b.example", "http://a b", "https://b.example/?x=1"],
+)
 def test_what_is_no_address(tmp_path: Path, url: str) -> None:
     with pytest.raises(InputInvalid, match="address") as caught:
         find_server(url, KEY, environ=environ(tmp_path))

@@ -1,0 +1,111 @@
+"""The whole path by the class: files in, a verified file and a report out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+import billhook
+from tests.client.either import Either
+from tests.client.fake_server import KEY, PRUNED, FakeServer
+
+MODELS, DATASETS, JOBS = "POST /v1/models", "POST /v1/datasets", "POST /v1/jobs"
+
+
+def test_prune(client: Either, fake: FakeServer, model_file: Path, data_file: Path, tmp_path: Path) -> None:
+    phases: list[str] = []
+    result = client.prune(
+        model_file, data_file, "half", tmp_path / "out.onnx", name="a/b", device="cpu", timeout=60,
+        on_progress=lambda progress: phases.append(progress.phase),
+    )  # fmt: skip
+    assert (tmp_path / "out.onnx").read_bytes() == PRUNED
+    assert result.report.ratios["latency"] == 0.5
+    assert list(dict.fromkeys(phases)) == ["upload model", "upload dataset", "run", "download"]
+    again = client.prune(result.model.id, result.dataset.id, "half", tmp_path / "again.onnx")
+    assert (again.model, again.dataset) == (result.model, result.dataset)
+    assert (fake.count(MODELS), fake.count(DATASETS), len(fake.jobs)) == (1, 1, 2)
+
+
+def test_missed_requirements_are_raised_with_the_result(
+    client: Either, fake: FakeServer, model_file: Path, tmp_path: Path
+) -> None:
+    fake.requirements_met = False
+    with pytest.raises(billhook.RequirementsMissed, match=r"latency_ratio is 0\.7, required <= 0\.6") as caught:
+        client.prune(model_file, "builtin:digits", "half", tmp_path / "out.onnx")
+    assert caught.value.result.file.path.read_bytes() == PRUNED
+
+
+def test_what_is_wrong_here_is_found_before_anything_is_sent(
+    client: Either, fake: FakeServer, model_file: Path, tmp_path: Path
+) -> None:
+    for recipe, output in ((tmp_path / "no.yaml", tmp_path / "out.onnx"), ("half", tmp_path / "no" / "out.onnx")):
+        with pytest.raises(billhook.InputInvalid):
+            client.prune(model_file, "builtin:digits", recipe, output)
+    assert fake.log == []
+
+
+def test_the_time_being_up_cancels_the_job(client: Either, fake: FakeServer, model_file: Path, tmp_path: Path) -> None:
+    fake.job_plan = [{"state": "running"}]
+    with pytest.raises(billhook.Timeout):
+        client.prune(model_file, "builtin:digits", "half", tmp_path / "out.onnx", timeout=0.5)
+    assert [job["state"] for job in fake.jobs.values()] == ["cancelling"]
+
+
+def test_an_interruption_cancels_the_job(client: Either, fake: FakeServer, model_file: Path, tmp_path: Path) -> None:
+    fake.job_plan = [{"state": "running"}]
+    phases: list[str] = []
+
+    class Interrupted(BaseException):
+        """As KeyboardInterrupt, which would end the test run where it slipped through."""
+
+    def interrupt(progress: billhook.Progress) -> None:
+        phases.append(progress.phase)
+        if progress.job is not None and progress.job.state == "running":
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        client.prune(model_file, "builtin:digits", "half", tmp_path / "out.onnx", on_progress=interrupt)
+    assert [job["state"] for job in fake.jobs.values()] == ["cancelling"]
+    assert fake.log[-1].endswith("/cancel")
+    assert phases[-2:] == ["cancelling", "cancelled"]
+
+
+def test_a_cancelled_task_cancels_its_job(fake: FakeServer, model_file: Path, tmp_path: Path) -> None:
+    fake.job_plan = [{"state": "running"}]
+
+    async def main() -> None:
+        async with billhook.AsyncClient(fake.url, KEY) as client:
+            with anyio.move_on_after(30) as scope:
+
+                def stop(progress: billhook.Progress) -> None:
+                    if progress.job is not None and progress.job.state == "running":
+                        scope.cancel()
+
+                await client.prune(model_file, "builtin:digits", "half", tmp_path / "out.onnx", on_progress=stop)
+            assert scope.cancelled_caught
+
+    anyio.run(main)
+    assert [job["state"] for job in fake.jobs.values()] == ["cancelling"]
+
+
+def test_a_job_whose_id_never_arrived_is_found_and_cancelled(
+    fake: FakeServer, model_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Interrupted while POST /v1/jobs was on its way: the same idempotency key finds the job."""
+    request = billhook.Client._request
+    interrupted: list[bool] = []
+
+    def interrupting(self: billhook.Client, call: Any) -> Any:
+        reply = request(self, call)
+        if call.path == "/v1/jobs" and not interrupted:
+            interrupted.append(True)
+            raise KeyboardInterrupt
+        return reply
+
+    monkeypatch.setattr(billhook.Client, "_request", interrupting)
+    with billhook.Client(fake.url, KEY) as client, pytest.raises(KeyboardInterrupt):
+        client.prune(model_file, "builtin:digits", "half", tmp_path / "out.onnx")
+    assert [job["state"] for job in fake.jobs.values()] == ["cancelled"]
