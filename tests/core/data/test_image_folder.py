@@ -26,9 +26,7 @@ def pixels_of(data: bytes) -> torch.Tensor:
         return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
 
 
-def test_class_folders_become_splits_with_the_stored_pixels(
-    load: Load, make_zip: Zip, class_files: ClassFiles
-) -> None:
+def test_class_folders_become_splits_with_the_stored_pixels(load: Load, make_zip: Zip, class_files: ClassFiles) -> None:
     files = class_files(cat=10, dog=10)
     data = load(make_zip(files), "image_folder")
     assert data.classes == ("cat", "dog")
@@ -179,9 +177,7 @@ def test_empty_class_folders_are_refused_all_at_once(load: Load, make_zip: Zip, 
 
 def test_a_class_that_train_does_not_have_is_refused(load: Load, make_zip: Zip, class_files: ClassFiles) -> None:
     files = {**class_files("train/", cat=3, dog=3), **class_files("test/", cat=2, eel=2, seed=3)}
-    assert refusal(load, make_zip(files), DatasetUnsuitable) == [
-        ("/file/train/eel", "no class folder 'eel' in train")
-    ]
+    assert refusal(load, make_zip(files), DatasetUnsuitable) == [("/file/train/eel", "no class folder 'eel' in train")]
 
 
 def test_split_folders_beside_other_folders_are_refused(load: Load, make_zip: Zip, class_files: ClassFiles) -> None:
