@@ -1,0 +1,286 @@
+"""Every operator: read, compared with ONNX Runtime, written for old and new opsets, read again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from core.errors import ModelRefused, OperatorUnknown, RecipeInvalid
+from core.graph.export import check_parity, to_onnx, write_onnx
+from core.graph.importers import read_onnx
+from core.graph.network import Network
+from core.graph.operators import FORMS, READERS
+from tests.core.graph.onnx_texts import model, saved
+
+CONV = {"w": (6, 4, 3, 3), "b": (6,)}
+FLAT: dict[str, Any] = {"inputs": "float[batch,12] x", "outputs": "float[batch,n] y"}
+LINE: dict[str, Any] = {"inputs": "float[batch,4,9] x", "outputs": "float[batch,n,h] y"}
+SPACE: dict[str, Any] = {"inputs": "float[batch,2,5,5,5] x", "outputs": "float[batch,n,d,h,w] y"}
+NORM = {"s": (4,), "c": (4,), "m": (4,), "v": np.array([0.5, 1, 2, 3], np.float32)}
+
+
+def axes(*values: int) -> np.ndarray:
+    return np.array(values, dtype=np.int64)
+
+
+def number(value: float) -> np.ndarray:
+    return np.array(value, dtype=np.float32)
+
+
+CASES: dict[str, dict[str, Any]] = {
+    "conv": {"body": "y = Conv(x, w, b)", "weights": CONV},
+    "conv strided, padded, dilated": {
+        "body": "y = Conv<strides=[2,1], pads=[1,2,1,2], dilations=[1,2]>(x, w)", "weights": {"w": (6, 4, 3, 3)},
+    },
+    "conv padded on one side": {"body": "y = Conv<pads=[0,0,1,2]>(x, w, b)", "weights": CONV},
+    "conv same upper": {"body": 'y = Conv<auto_pad="SAME_UPPER", strides=[2,2]>(x, w, b)', "weights": CONV},
+    "conv same lower": {"body": 'y = Conv<auto_pad="SAME_LOWER", strides=[2,2]>(x, w, b)', "weights": CONV},
+    "conv valid": {"body": 'y = Conv<auto_pad="VALID">(x, w, b)', "weights": CONV},
+    "conv grouped": {"body": "y = Conv<group=2>(x, w)", "weights": {"w": (6, 2, 3, 3)}},
+    "conv depthwise": {"body": "y = Conv<group=4>(x, w)", "weights": {"w": (4, 1, 3, 3)}},
+    "conv 1d": {"body": "y = Conv<pads=[1,1]>(x, w, b)", "weights": {"w": (6, 4, 3), "b": (6,)}, **LINE},
+    "conv 3d": {"body": "y = Conv<strides=[2,1,1]>(x, w)", "weights": {"w": (4, 2, 3, 3, 3)}, **SPACE},
+    "batch norm": {"body": "y = BatchNormalization<epsilon=0.001>(x, s, c, m, v)", "weights": NORM},
+    "batch norm 1d": {"body": "y = BatchNormalization(x, s, c, m, v)", "weights": NORM, **LINE},
+    "batch norm 3d": {
+        "body": "y = BatchNormalization(x, s, c, m, v)", "weights": {**NORM, "s": (2,), "c": (2,), "m": (2,),
+        "v": np.ones(2, np.float32)}, **SPACE,
+    },
+    "gemm": {"body": "y = Gemm<transB=1>(x, w, b)", "weights": {"w": (5, 12), "b": (5,)}, **FLAT},
+    "gemm scaled": {
+        "body": "y = Gemm<alpha=0.5, beta=2.0>(x, w, b)", "weights": {"w": (12, 5), "b": (1, 5)}, **FLAT,
+    },
+    "gemm without bias": {"body": "y = Gemm(x, w)", "weights": {"w": (12, 5)}, **FLAT},
+    "gemm with one number as bias": {"body": "y = Gemm(x, w, b)", "weights": {"w": (12, 5), "b": number(2)}, **FLAT},
+    "matmul": {"body": "y = MatMul(x, w)", "weights": {"w": (12, 5)}, **FLAT},
+    "matmul and add": {"body": "a = MatMul(x, w)  y = Add(b, a)", "weights": {"w": (12, 5), "b": (5,)}, **FLAT},
+    "matmul and add over lines": {
+        "body": "a = MatMul(x, w)  y = Add(a, b)", "weights": {"w": (9, 5), "b": (5,)}, **LINE,
+    },
+    "matmul read twice": {
+        "body": "a = MatMul(x, w)  c = Add(a, b)  y = Mul(a, c)", "weights": {"w": (12, 5), "b": (5,)}, **FLAT,
+    },
+    "relu": {"body": "y = Relu(x)"},
+    "leaky relu": {"body": "y = LeakyRelu<alpha=0.2>(x)"},
+    "sigmoid": {"body": "y = Sigmoid(x)"},
+    "tanh": {"body": "y = Tanh(x)"},
+    "hard sigmoid": {"body": "y = HardSigmoid<alpha=0.16666667>(x)"},
+    "hard sigmoid of another slope": {"body": "y = HardSigmoid<alpha=0.3, beta=0.4>(x)"},
+    "hard swish": {"body": "y = HardSwish(x)"},
+    "clip": {"body": "y = Clip(x, low, high)", "weights": {"low": number(-0.5), "high": number(1)}},
+    "clip above": {"body": "y = Clip(x, , high)", "weights": {"high": number(0.5)}},
+    "clip as attributes": {"body": "y = Clip<min=0.0, max=6.0>(x)", "opset": 9},
+    "clip of nothing": {"body": "a = Clip(x)  y = Relu(a)"},
+    "dropout": {"body": "y = Dropout(x, r)", "weights": {"r": number(0.3)}},
+    "dropout as attribute": {"body": "y = Dropout<ratio=0.3>(x)", "opset": 10},
+    "softmax": {"body": "y = Softmax<axis=1>(x)"},
+    "softmax before 13": {"body": "y = Softmax(x)", "opset": 11, **FLAT},
+    "log softmax": {"body": "y = LogSoftmax<axis=-1>(x)"},
+    "max pool": {"body": "y = MaxPool<kernel_shape=[3,3], strides=[2,2], pads=[1,1,1,1]>(x)"},
+    "max pool padded on one side": {"body": "y = MaxPool<kernel_shape=[3,3], pads=[0,0,1,1]>(x)"},
+    "max pool rounded up": {"body": "y = MaxPool<kernel_shape=[3,3], strides=[2,2], ceil_mode=1>(x)", "from": 10},
+    "max pool rounded up in vain": {"body": "y = MaxPool<kernel_shape=[2,2], strides=[2,2], ceil_mode=1>(x)"},
+    "max pool dilated": {"body": "y = MaxPool<kernel_shape=[2,2], dilations=[2,2]>(x)", "from": 10},
+    "max pool 1d": {"body": "y = MaxPool<kernel_shape=[2]>(x)", **LINE},
+    "max pool 3d": {"body": "y = MaxPool<kernel_shape=[2,2,2]>(x)", **SPACE},
+    "average pool": {"body": "y = AveragePool<kernel_shape=[2,2], strides=[2,2]>(x)"},
+    "average pool padded": {"body": "y = AveragePool<kernel_shape=[3,3], pads=[1,1,1,1]>(x)"},
+    "average pool counting": {
+        "body": "y = AveragePool<kernel_shape=[3,3], pads=[1,1,1,1], count_include_pad=1>(x)",
+    },
+    "average pool counting one side": {
+        "body": "y = AveragePool<kernel_shape=[3,3], pads=[0,1,1,1], count_include_pad=1>(x)",
+    },
+    "average pool 1d": {"body": "y = AveragePool<kernel_shape=[2]>(x)", **LINE},
+    "average pool 3d": {"body": "y = AveragePool<kernel_shape=[2,2,2]>(x)", **SPACE},
+    "global average pool": {"body": "y = GlobalAveragePool(x)"},
+    "global max pool": {"body": "y = GlobalMaxPool(x)"},
+    "reduce mean by attribute": {"body": "y = ReduceMean<axes=[2,3], keepdims=0>(x)", "outputs": "float[batch,n] y"},
+    "reduce mean by input": {
+        "body": "y = ReduceMean<keepdims=1>(x, a)", "weights": {"a": axes(-1, -2)}, "opset": 18,
+    },
+    "reduce mean of lines": {"body": "y = ReduceMean<axes=[3]>(x)"},
+    "reduce max": {"body": "y = ReduceMax<axes=[2,3], keepdims=0>(x)", "outputs": "float[batch,n] y"},
+    "add, sub, mul, div": {
+        "body": "a = Add(x, w)  b = Sub(a, x)  c = Mul(b, a)  y = Div(c, v)",
+        "weights": {"w": (4, 1, 1), "v": np.full((1, 4, 1, 1), 2, np.float32)},
+    },
+    "numbers": {
+        "body": "a = Add(x, w)  b = Sub(v, a)  c = Mul(v, b)  d = Div(c, w)  y = Sub(d, w)",
+        "weights": {"w": number(3), "v": np.full((1,), 2, np.float32)},
+    },
+    "concat": {"body": "a = Relu(x)  y = Concat<axis=1>(x, a, x)"},
+    "flatten": {"body": "y = Flatten(x)", "outputs": "float[batch,n] y"},
+    "reshape": {"body": "y = Reshape(x, s)", "weights": {"s": axes(0, 2, 12, 6)}},
+    "reshape flat": {"body": "y = Reshape(x, s)", "weights": {"s": axes(-1, 144)}, "outputs": "float[batch,n] y"},
+    "reshape of a dynamic batch": {
+        "body": """
+            s = Shape(x)  zero = Constant<value=int64 {0}>()  n = Gather<axis=0>(s, zero)
+            axes = Constant<value=int64[1] {0}>()  n1 = Unsqueeze(n, axes)
+            rest = Constant<value=int64[1] {-1}>()  target = Concat<axis=0>(n1, rest)  y = Reshape(x, target)
+        """,
+        "outputs": "float[batch,n] y",
+    },
+    "reshape like another": {
+        "body": "a = Flatten(x)  s = Shape(x)  t = Cast<to=7>(s)  y = Reshape(a, t)",
+    },
+    "squeeze": {
+        "body": "a = GlobalAveragePool(x)  y = Squeeze(a, d)", "weights": {"d": axes(2, 3)},
+        "outputs": "float[batch,n] y",
+    },
+    "squeeze and unsqueeze by attribute": {
+        "body": "a = GlobalAveragePool(x)  b = Squeeze<axes=[2,3]>(a)  y = Unsqueeze<axes=[2,3]>(b)", "opset": 11,
+    },
+    "unsqueeze": {"body": "y = Unsqueeze(x, d)", "weights": {"d": axes(2, 4)}, **FLAT,
+                  "outputs": "float[batch,a,b,c] y", "inputs": "float[batch,3,5] x", "rank": 5},
+    "transpose": {"body": "y = Transpose<perm=[0,3,1,2]>(x)"},
+    "pad": {"body": "y = Pad(x, p, v)", "weights": {"p": axes(0, 1, 0, 2, 0, 2, 1, 0), "v": number(0.5)}},
+    "pad some axes": {
+        "body": "y = Pad(x, p, , a)", "weights": {"p": axes(1, 1), "a": axes(1)}, "opset": 18,
+    },
+    "pad by attribute": {"body": "y = Pad<pads=[0,0,1,1,0,0,1,1]>(x)", "opset": 9},
+    "identity": {"body": "a = Identity(x)  b = Relu(a)  y = Identity(b)"},
+    "identity of weights": {"body": "a = Identity(w)  b = Conv(x, a)  y = Conv(b, c)",
+                            "weights": {"w": (6, 4, 3, 3), "c": (3, 6, 1, 1)}},
+    "weights as constants": {"body": "v = Constant<value_floats=[1.0, 2.0, 3.0, 4.0]>()  "
+                                     "s = Constant<value_ints=[4,1,1]>()  w = Reshape(v, s)  y = Mul(x, w)"},
+    "transposed weights": {"body": "t = Transpose<perm=[1,0]>(w)  y = MatMul(x, t)", "weights": {"w": (5, 12)}, **FLAT},
+    "filled weights": {"body": "w = ConstantOfShape<value=float[1] {2.0}>(s)  y = Mul(x, w)",
+                       "weights": {"s": axes(1, 4, 1, 1)}},
+}  # fmt: skip
+
+
+def build(case: dict[str, Any], opset: int | None = None) -> Any:
+    keys = ("inputs", "outputs", "weights")
+    outputs = {"outputs": "float[batch,a,b,c,d] y"} if case.get("rank") == 5 else {}
+    given = {**{key: case[key] for key in keys if key in case}, **outputs}
+    return model(case["body"], opset=opset or case.get("opset", 17), **given)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_read_written_read(name: str, tmp_path: Path) -> None:
+    case = CASES[name]
+    path = saved(build(case), tmp_path)
+    network = read_onnx(path)
+    inputs = network.example_input(3)
+    assert check_parity(network, path, inputs).passed, "the reader"
+    for opset in (9, 10, 11, 12, 13, 17, 18, 21, 23):
+        if opset >= case.get("from", 9) and not (name == "softmax" and opset < 13):
+            write_onnx(network, tmp_path / "again.onnx", opset=opset)
+            assert check_parity(network, tmp_path / "again.onnx", inputs).passed, f"the writer for opset {opset}"
+            again = read_onnx(tmp_path / "again.onnx")
+            assert torch.allclose(again(inputs), network(inputs), atol=1e-6), f"the reader for opset {opset}"
+
+
+def test_every_operator_is_among_the_cases(tmp_path: Path) -> None:
+    text = " ".join(case["body"] for case in CASES.values())
+    assert [name for name in READERS if f"{name}(" not in text and f"{name}<" not in text] == []
+    forms = set()
+    for case in CASES.values():
+        module = read_onnx(saved(build(case), tmp_path)).module
+        for node in module.graph.nodes:
+            is_layer = node.op == "call_module"
+            forms.add(type(module.get_submodule(node.target)) if is_layer else node.target)
+    assert [form for form in FORMS if form not in forms] == []
+
+
+@pytest.mark.parametrize("opset", [*range(9, 27)])
+def test_the_opset_is_kept(opset: int, tmp_path: Path) -> None:
+    body = "a = Conv(x, w, b)  c = Relu(a)  d = GlobalAveragePool(c)  y = Flatten(d)"
+    network = read_onnx(saved(model(body, opset=opset, weights=CONV, outputs="float[batch,6] y"), tmp_path))
+    assert to_onnx(network).opset_import[0].version == opset
+    write_onnx(network, tmp_path / "again.onnx")
+
+
+@pytest.mark.parametrize(
+    ("name", "opset", "operator"),
+    [
+        ("max pool dilated", 9, "MaxPool with dilations"),
+        ("max pool rounded up", 9, "MaxPool with dilations or ceil_mode"),
+        ("softmax", 12, "Softmax along dimension 1 of 4"),
+    ],
+)
+def test_an_opset_that_cannot_hold_an_operator_names_it(name: str, opset: int, operator: str, tmp_path: Path) -> None:
+    network = read_onnx(saved(build(CASES[name]), tmp_path))
+    with pytest.raises(RecipeInvalid, match=f"opset {opset} cannot hold {operator}") as caught:
+        write_onnx(network, tmp_path / "never.onnx", opset=opset)
+    assert caught.value.faults[0].pointer == "/export/opset"
+    assert not (tmp_path / "never.onnx").exists()
+
+
+@pytest.mark.parametrize("opset", [8, 99])
+def test_an_opset_out_of_range_is_refused(opset: int, tmp_path: Path) -> None:
+    network = read_onnx(saved(build(CASES["relu"]), tmp_path))
+    with pytest.raises(RecipeInvalid, match=f"opset {opset} cannot be written"):
+        write_onnx(network, tmp_path / "never.onnx", opset=opset)
+
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "Gelu": ({"body": "y = Gelu(x)", "opset": 20}, "operator Gelu at node 'n0' is not on the list in core/graph/op"),
+    "weights that are computed": ({"body": "a = Relu(w)  y = Conv(x, a)", "weights": CONV}, "that is not constant"),
+    "a batch that moves": (
+        {"body": "y = Reshape(x, s)", "weights": {"s": axes(4, -1, 6, 6)}}, "which moves the batch",
+    ),
+    "a batch fixed inside": ({"body": "y = Reshape(x, s)", "weights": {"s": axes(1, 4, 6, 6)}}, "moves the batch"),
+    "a batch in a place of its own": (
+        {"body": "s = Shape(x)  y = Reshape(x, t)  z = Gather(s, i)  t = Concat<axis=0>(z, z, m)"}, "out of order",
+    ),
+    "a softmax over several dimensions": ({"body": "y = Softmax<axis=1>(x)", "opset": 11}, "dimensions [1, 2, 3]"),
+    "reflected padding": (
+        {"body": 'y = Pad<mode="reflect">(x, p)', "weights": {"p": axes(0, 0, 1, 1, 0, 0, 1, 1)}}, "'reflect'",
+    ),
+    "transposed A": ({"body": "y = Gemm<transA=1>(x, w)", "weights": {"w": (12, 5)}, **FLAT}, "transA = 1"),
+    "a product of activations": ({"body": "y = MatMul(x, x)"}, "a product of two activations"),
+    "training mode": (
+        {"body": "y = BatchNormalization<training_mode=1>(x, s, c, m, v)", "weights": NORM}, "training mode",
+    ),
+    "a cropping pad": ({"body": "y = Pad(x, p)", "weights": {"p": axes(0, 0, 0, 0, 0, 0, -1, -1)}}, "only 0 to 65535"),
+    "uneven average": ({"body": "y = AveragePool<kernel_shape=[3,3], pads=[0,0,1,1]>(x)"}, "that are not counted"),
+    "a channel concatenated to the batch": ({"body": "y = Concat<axis=0>(x, x)"}, "along the batch"),
+    "a mean over the batch": ({"body": "y = ReduceMean<axes=[0]>(x)"}, "over the batch"),
+    "shapes that do not fit": ({"body": "a = Transpose<perm=[0,2,3,1]>(x)  y = Add(a, x)"}, "operator Add at node 'n1'"),
+    "groups that do not fit": ({"body": "y = Conv<group=3>(x, w)", "weights": {"w": (6, 2, 3, 3)}}, "do not fit together"),
+    "NaN weights": ({"body": "y = Conv(x, w)", "weights": {"w": np.full((6, 4, 3, 3), np.nan, np.float32)}}, "holds NaN"),
+    "half weights": ({"body": "y = Mul(x, w)", "weights": {"w": np.ones((1, 4, 1, 1), np.float16)}}, "float16"),
+    "whole weights": ({"body": "y = Conv(x, w)", "weights": {"w": np.ones((6, 4, 3, 3), np.int8)}}, "int8"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_not_taken_is_refused_by_name(name: str, tmp_path: Path) -> None:
+    case, message = REFUSED[name]
+    made = model(case["body"], **{key: value for key, value in case.items() if key != "body"})
+    with pytest.raises(ModelRefused) as caught:
+        read_onnx(saved(made, tmp_path))
+    assert message in caught.value.message
+
+
+def test_an_unknown_operator_says_what_is_known(tmp_path: Path) -> None:
+    with pytest.raises(OperatorUnknown) as caught:
+        read_onnx(saved(model("y = Gelu(x)", opset=20), tmp_path))
+    (fault,) = caught.value.faults
+    assert fault.expected is not None
+    assert "Conv" in fault.expected
+
+
+def as_network(body: str, tmp_path: Path, **options: Any) -> Network:
+    return read_onnx(saved(model(body, **options), tmp_path))
+
+
+def test_matmul_and_add_become_one_linear(tmp_path: Path) -> None:
+    network = as_network("a = MatMul(x, w)  y = Add(a, b)", tmp_path, weights={"w": (12, 5), "b": (5,)}, **FLAT)
+    (layer,) = network.layers().values()
+    assert isinstance(layer, torch.nn.Linear)
+    assert layer.bias is not None
+
+
+def test_aliased_weights_are_untied_and_shared_layers_are_not(tmp_path: Path) -> None:
+    weights = {"w": (4, 4, 1, 1)}
+    aliased = as_network("a = Identity(w)  b = Conv(x, w)  y = Conv(b, a)", tmp_path, weights=weights)
+    assert len(aliased.layers()) == 2
+    shared = as_network("b = Conv(x, w)  y = Conv(b, w)", tmp_path, weights=weights)
+    assert len(shared.layers()) == 1
