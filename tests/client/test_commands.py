@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from billhook.cli import tables
 from billhook.cli.app import app, main
 from billhook.operations import jobs, uploads
 from tests.client.fake_server import KEY, PRUNED, FakeServer, report
@@ -302,6 +303,27 @@ def test_models(run: Command, fake: FakeServer, model_file: Path) -> None:
     assert "params: 272474" in run("models", "show", uploaded["id"]).out
     assert run("models", "delete", uploaded["id"]).out == f"{uploaded['id']} was deleted\n"
     assert run("models", "list", "--json").document == []
+
+
+def test_nested_fields_are_readable() -> None:
+    document = {
+        "id": "mdl_1", "refusal": None, "tags": [], "options": {"architecture": None},
+        "inputs": [{"name": "image", "shape": ["batch", 1, 8, 8]}, {"name": "other"}], "shapes": [[1, 8], [2, 8]],
+        "reason": "two\nlines",
+    }  # fmt: skip
+    assert tables.fields(document).plain.splitlines() == [
+        "id: mdl_1",
+        "inputs:",
+        "  - name: image",
+        "    shape: batch, 1, 8, 8",
+        "  - name: other",
+        "shapes:",
+        "  - 1, 8",
+        "  - 2, 8",
+        "reason:",
+        "  two",
+        "  lines",
+    ]
 
 
 def test_datasets(run: Command, fake: FakeServer, data_file: Path) -> None:

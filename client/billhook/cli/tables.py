@@ -83,25 +83,31 @@ def recipes(items: Iterable[RecipeInfo]) -> Table:
     return table
 
 
-def fields(values: Mapping[str, Any], *, indent: str = "") -> Text:
+def fields(document: Mapping[str, Any]) -> Text:
     """Names and values, nested ones indented. Empty ones are left out."""
-    lines: list[str] = []
-    for name, value in values.items():
-        if value is None or value in ({}, [], ()):
-            continue
-        if isinstance(value, Mapping):
-            lines += [f"{indent}{name}:", fields(value, indent=indent + "  ").plain]
-        elif isinstance(value, Sequence) and not isinstance(value, str):
-            if all(isinstance(item, (str, int, float)) for item in value):
-                lines.append(f"{indent}{name}: {', '.join(str(item) for item in value)}")
-            else:
-                lines.append(f"{indent}{name}:")
-                for item in value:
-                    nested = fields(item if isinstance(item, Mapping) else {"": item}, indent=indent + "    ").plain
-                    lines.append(f"{indent}  - {nested.lstrip()}")
-        else:
-            lines.append(f"{indent}{name}: {value}")
-    return Text("\n".join(lines))
+    return Text("\n".join(_lines(document)))
+
+
+def _lines(value: Any) -> list[str]:
+    if isinstance(value, Mapping):
+        lines: list[str] = []
+        for name, item in value.items():
+            nested = _lines(item)
+            if len(nested) == 1 and not isinstance(item, Mapping):
+                lines.append(f"{name}: {nested[0]}")
+            elif nested:
+                lines += [f"{name}:", *(f"  {line}" for line in nested)]
+        return lines
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        if all(not isinstance(item, (Mapping, list)) for item in value):
+            return [", ".join(str(item) for item in value)] if value else []
+        items = [_lines(item) for item in value]
+        return [f"{'- ' if first else '  '}{line}" for item in items for first, line in _marked(item)]
+    return [] if value is None else str(value).splitlines()
+
+
+def _marked(lines: list[str]) -> list[tuple[bool, str]]:
+    return [(number == 0, line) for number, line in enumerate(lines)]
 
 
 # --- before and after ------------------------------------------------------------------------------------------------
