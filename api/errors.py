@@ -16,6 +16,7 @@ from fastapi.responses import JSONResponse
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
+from starlette.routing import compile_path
 
 from core.errors import BillhookError, Fault
 
@@ -151,11 +152,25 @@ def _invalid_parameters(error: RequestValidationError) -> JSONResponse:
     return problem("parameter_invalid", f"{len(faults)} parameter(s) cannot be used", faults=faults)
 
 
+def _allowed(request: Request) -> list[str]:
+    """The methods of an address. The framework names those of the first route that matches, and not the others."""
+    app: FastAPI = request.app
+    return sorted(
+        method.upper()
+        for path, operations in app.openapi()["paths"].items()
+        if compile_path(path)[0].fullmatch(request.url.path)
+        for method in operations
+    )
+
+
 def install(app: FastAPI) -> None:
     """Every exception that a route raises, the framework's own too, becomes a problem document."""
 
-    async def handle(_request: Request, error: Exception) -> JSONResponse:
-        return problem_of(error)
+    async def handle(request: Request, error: Exception) -> JSONResponse:
+        answer = problem_of(error)
+        if answer.status_code == 405:
+            answer.headers["Allow"] = ", ".join(_allowed(request))
+        return answer
 
     for kind in (BillhookError, RequestValidationError, HTTPException):
         app.add_exception_handler(kind, handle)

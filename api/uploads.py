@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from fastapi import Request
-from python_multipart.exceptions import MultipartParseError
+from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
@@ -195,7 +195,7 @@ async def _read_form(request: Request, settings: Settings, sink: _Sink) -> dict[
             parser.write(chunk)
             await sink.flush(BUFFER_BYTES)
         parser.finalize()
-    except MultipartParseError:
+    except FormParserError:
         raise Refused("multipart_invalid", "the body is not valid multipart/form-data") from None
     if not form.complete:
         raise Refused("upload_incomplete", "the form ends in the middle")

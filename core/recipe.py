@@ -230,7 +230,13 @@ class Recipe(_Section):
 def faults_of(error: ValidationError, *, prefix: str = "") -> list[Fault]:
     """pydantic's errors as faults with JSON pointers."""
     faults = []
-    for item in error.errors(include_url=False):
+    found = error.errors(include_url=False)
+    for item in found:
+        length = len(item["loc"])
+        if item["type"] == "too_short" and any(
+            len(o["loc"]) > length and o["loc"][:length] == item["loc"] for o in found
+        ):
+            continue  # pydantic counts only the items that are right; what is wrong with the others is said already
         # a tagged union puts its tag into the location; it is no key of the document
         where = [part for part in item["loc"] if part not in _UNION_TAGS]
         pointer = prefix + "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in where)

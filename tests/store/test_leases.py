@@ -28,7 +28,7 @@ def job_id(engine: Engine, inputs: tuple[str, str]) -> str:
 
 
 def new_job(session: Any, inputs: tuple[str, str], **given: Any) -> str:
-    values = {"owner": OWNER, "recipe": {"version": 1}, "now": NOW} | given
+    values: dict[str, Any] = {"owner": OWNER, "recipe": {"version": 1}, "now": NOW} | given
     return jobs.create_job(session, model_id=inputs[0], dataset_ids=[inputs[1]], **values).id
 
 

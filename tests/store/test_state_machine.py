@@ -213,7 +213,7 @@ def test_leases(engine: Engine) -> None:
     machine = type("LeasesOn", (Leases,), {"engine": engine})
     examples = 25 if engine.dialect.name == "sqlite" else 10
     checks = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
-    run_state_machine_as_test(  # type: ignore[no-untyped-call]
+    run_state_machine_as_test(
         machine,
         settings=settings(
             max_examples=examples,

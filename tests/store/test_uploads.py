@@ -20,10 +20,12 @@ def at(seconds: float) -> datetime:
 
 
 def add(engine: Engine, **given: Any) -> tuple[Model, bool]:
-    values = {"owner": OWNER, "sha256": "a" * 64, "bytes": 7, "filename": "m.onnx", "format": "onnx", "options": {},
-              "now": NOW} | given  # fmt: skip
+    values: dict[str, Any] = {
+        "owner": OWNER, "sha256": "a" * 64, "bytes": 7, "filename": "m.onnx", "format": "onnx", "options": {},
+        "now": NOW,
+    }  # fmt: skip
     with transaction(engine) as session:
-        return uploads.create_model(session, **values)
+        return uploads.create_model(session, **(values | given))
 
 
 def test_the_same_upload_is_known(engine: Engine) -> None:
@@ -163,9 +165,10 @@ def test_what_an_unfinished_job_needs_is_not_deleted(engine: Engine, inputs: tup
     model_id, dataset_id = inputs
     with transaction(engine) as session:
         job = jobs.create_job(session, owner=OWNER, model_id=model_id, dataset_ids=[dataset_id], recipe={})
-    for table, subject_id in ((Model, model_id), (Dataset, dataset_id)):
-        with pytest.raises(InUse, match=job.id), transaction(engine) as session:
-            uploads.delete(session, table, OWNER, subject_id)
+    with pytest.raises(InUse, match=job.id), transaction(engine) as session:
+        uploads.delete(session, Model, OWNER, model_id)
+    with pytest.raises(InUse, match=job.id), transaction(engine) as session:
+        uploads.delete(session, Dataset, OWNER, dataset_id)
     with transaction(engine) as session:
         found, datasets = jobs.inputs_of(session, job)
         assert (found.id, [dataset.id for dataset in datasets]) == (model_id, [dataset_id])

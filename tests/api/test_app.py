@@ -1,0 +1,269 @@
+"""What holds for all routes: keys, problem documents, request ids, the OpenAPI document."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+from sqlalchemy.exc import OperationalError
+
+from api import errors
+from api.app import create_app
+from api.auth import OPEN_PATHS, READING
+from core import errors as core_errors
+from core.errors import BillhookError
+from store import errors as store_errors
+from store.database import transaction
+from store.keys import add_key, new_secret
+from store.settings import Settings
+from tests.api.conftest import Api, problem
+
+
+def routes(api: Api) -> Iterator[tuple[str, str]]:
+    """Every (method, path), with ids that exist nowhere; those that the document leaves out too."""
+    names = {"model_id": "mdl_x", "dataset_id": "ds_x", "job_id": "job_x", "name": "x"}
+    for path, operations in api.app.openapi()["paths"].items():
+        for method in operations:
+            yield method.upper(), path.format(**names)
+    yield "HEAD", "/v1/jobs/job_x/artifacts/x"
+    yield "GET", "/docs"
+    yield "GET", "/openapi.json"
+
+
+def test_there_is_no_way_in_without_a_key(api: Api) -> None:
+    seen = set()
+    for method, path in routes(api):
+        answer = api.nobody.request(method, path)
+        seen.add(path)
+        if path in OPEN_PATHS:
+            assert answer.status_code == 200, path
+        elif method == "HEAD":
+            assert answer.status_code == 401
+        else:
+            problem(answer, 401, "unauthenticated")
+            assert answer.headers["www-authenticate"].startswith("Bearer")
+    assert seen >= OPEN_PATHS
+    assert len(seen) > 15
+    problem(api.nobody.get("/no/such/place"), 401, "unauthenticated")
+    problem(api.nobody.get("/docs/oauth2-redirect"), 401, "unauthenticated")
+    problem(api.nobody.get("/healthz/"), 401, "unauthenticated")
+
+
+def test_an_upload_without_a_key_is_not_read(api: Api) -> None:
+    read = []
+
+    def body() -> Iterator[bytes]:
+        for number in range(3):
+            read.append(number)
+            yield b"x"
+
+    problem(api.nobody.post("/v1/models", params={"filename": "m.onnx"}, content=body()), 401, "unauthenticated")
+    assert not api.settings.uploads_dir.exists()
+
+
+@pytest.mark.parametrize(
+    "header", ["", "Bearer", "Bearer ", "Basic YTpi", "bh_x", "Bearer bh_wrong", "Bearer \xff", "Bearer a b"]
+)
+def test_keys_that_are_none(api: Api, header: str) -> None:
+    answer = api.nobody.get("/v1/models", headers={"Authorization": header.encode("latin-1")})
+    problem(answer, 401, "unauthenticated")
+
+
+def test_the_scheme_is_read_in_any_case(api: Api) -> None:
+    secret = api.http.headers["authorization"].removeprefix("Bearer ")
+    assert api.nobody.get("/v1/models", headers={"Authorization": f"bearer  {secret}"}).status_code == 200
+
+
+def test_a_reading_key_cannot_write(api: Api) -> None:
+    for method, path in routes(api):
+        if path not in OPEN_PATHS and method not in READING:
+            problem(api.reader.request(method, path), 403, "scope_missing")
+    assert api.reader.get("/v1/models").status_code == 200
+
+
+def test_a_key_without_scopes_can_do_nothing(api: Api) -> None:
+    secret = new_secret()
+    with transaction(api.services.engine) as session:
+        add_key(session, secret, owner="ann", name="none", scopes=[])
+    answer = api.nobody.get("/v1/models", headers={"Authorization": f"Bearer {secret}"})
+    problem(answer, 403, "scope_missing")
+
+
+def test_what_is_unknown_or_anothers_is_404(api: Api) -> None:
+    mine = {"mdl_x": api.model(), "ds_x": api.dataset(), "job_x": api.job()}
+    for method, path in routes(api):
+        if not any(name in path for name in mine):
+            continue
+        for name, own in mine.items():
+            other = path.replace(name, own)
+            if method == "HEAD":
+                assert api.other.request(method, other).status_code == 404
+            else:
+                problem(api.http.request(method, path), 404, "not_found")
+                problem(api.other.request(method, other), 404, "not_found")
+
+
+def test_the_frameworks_own_errors_are_problems_too(api: Api) -> None:
+    problem(api.http.get("/no/such/place"), 404, "not_found")
+    problem(api.http.get("/v1/models/"), 404, "not_found")
+    problem(api.http.get("/v1/models/%00"), 404, "not_found")
+    answer = api.http.put("/v1/models")
+    problem(answer, 405, "method_not_allowed")
+    assert set(answer.headers["allow"].split(", ")) == {"GET", "POST"}
+    problem(api.http.get("/v1/recipes/nothing"), 404, "not_found")
+    problem(api.http.get("/v1/recipes/..%2Fconftest"), 404, "not_found")
+
+
+def test_what_nobody_foresaw_says_nothing(
+    capfd: pytest.CaptureFixture[str], api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("secret /tmp/path.py")
+
+    monkeypatch.setattr("api.routes.jobs.jobs.list_jobs", fail)
+    answer = api.http.get("/v1/jobs", headers={"X-Request-ID": "my-request"})
+    document = problem(answer, 500, "internal_error")
+    assert "secret" not in json.dumps(document)
+    lines = [json.loads(line) for line in capfd.readouterr().err.splitlines()]
+    (line,) = [line for line in lines if line["event"] == "unexpected error"]
+    assert line["request_id"] == "my-request"
+    assert "RuntimeError: secret" in line["exception"]
+    assert api.http.headers["authorization"].removeprefix("Bearer ") not in json.dumps(lines), "no key in the log"
+
+
+def test_a_database_that_does_not_answer(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise OperationalError("SELECT", {}, Exception("connection refused"))
+
+    monkeypatch.setattr("api.routes.jobs.jobs.list_jobs", fail)
+    answer = api.http.get("/v1/jobs")
+    problem(answer, 503, "database_unavailable")
+    assert answer.headers["retry-after"]
+    monkeypatch.setattr("api.auth.authenticate", fail)
+    problem(api.http.get("/v1/jobs"), 503, "database_unavailable")
+    monkeypatch.setattr("api.routes.health.ping", fail)
+    document = problem(api.nobody.get("/readyz"), 503, "not_ready")
+    assert [fault["pointer"] for fault in document["faults"]] == ["/database"]
+
+
+def test_request_ids(api: Api) -> None:
+    assert api.nobody.get("/healthz", headers={"X-Request-ID": "abc-1"}).headers["x-request-id"] == "abc-1"
+    for odd in ("a b", "x" * 65, "<script>"):
+        found = api.nobody.get("/healthz", headers={"X-Request-ID": odd}).headers["x-request-id"]
+        assert found != odd
+        assert len(found) == 32
+
+
+def test_requests_are_logged(capfd: pytest.CaptureFixture[str], settings: Settings) -> None:
+    app = create_app(settings.model_copy(update={"log_level": "info"}))
+
+    async def ask() -> None:
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            await client.get("/healthz")
+
+    asyncio.run(ask())
+    (line,) = [json.loads(line) for line in capfd.readouterr().err.splitlines()]
+    assert (line["event"], line["method"], line["path"], line["status"]) == ("request", "GET", "/healthz", 200)
+    assert line["request_id"]
+    assert line["seconds"] >= 0
+
+
+def test_health(api: Api) -> None:
+    assert api.nobody.get("/healthz").json() == {"status": "ok"}
+    assert api.nobody.get("/readyz").json() == {"status": "ready", "database": "ok", "storage": "ok"}
+
+
+def test_recipes(api: Api) -> None:
+    items = api.http.get("/v1/recipes").json()["items"]
+    assert "filter_norm_half" in {item["name"] for item in items}
+    for item in items:
+        assert api.http.get(f"/v1/recipes/{item['name']}").json()["steps"]
+    assert "steps" in api.http.get("/v1/recipes/schema").json()["properties"]
+
+
+# --- the table of errors ---------------------------------------------------------------------------------------------
+
+
+def _codes(root: type[BillhookError]) -> set[str]:
+    return {root.code} | {code for child in root.__subclasses__() for code in _codes(child)}
+
+
+def test_every_error_of_the_store_has_a_status() -> None:
+    assert store_errors.StoreError.code not in errors.STATUSES, "abstract"
+    inner = {"store_error", "lease_lost"}  # a worker's, never a request's
+    assert _codes(store_errors.StoreError) - inner <= set(errors.STATUSES)
+    assert core_errors.RecipeInvalid.code in errors.STATUSES
+
+
+def test_an_error_of_core_that_should_not_get_here_is_a_500() -> None:
+    answer = errors.problem_of(core_errors.ExactnessFailed("off by one"))
+    assert answer.status_code == 500
+    assert b"off by one" not in answer.body
+
+
+# --- the OpenAPI document --------------------------------------------------------------------------------------------
+
+
+def _references(node: Any) -> Iterator[str]:
+    if isinstance(node, dict):
+        if isinstance(node.get("$ref"), str):
+            yield node["$ref"]
+        for value in node.values():
+            yield from _references(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from _references(value)
+
+
+def test_the_document_is_whole(api: Api) -> None:
+    document = api.nobody.get("/openapi.json").json()
+    schemas = document["components"]["schemas"]
+    for reference in _references(document):
+        assert reference.removeprefix("#/components/schemas/") in schemas, reference
+    assert {"JobRequest", "DatasetRequest", "ProblemOut", "Recipe", "Report"} <= set(schemas)
+    assert "HTTPValidationError" not in json.dumps(document)
+    operations = [
+        (path, method, operation) for path, item in document["paths"].items() for method, operation in item.items()
+    ]
+    ids = [operation["operationId"] for _, _, operation in operations]
+    assert len(ids) == len(set(ids))
+    for path, method, operation in operations:
+        assert operation["summary"], path
+        assert ("security" in operation) == (path not in OPEN_PATHS), path
+        assert "application/problem+json" in operation["responses"]["4XX"]["content"]
+        if method == "post" and not path.endswith("/cancel"):
+            assert operation["requestBody"]["content"], path
+
+
+def test_every_answer_has_a_concrete_schema(api: Api) -> None:
+    document = api.app.openapi()
+    for path, item in document["paths"].items():
+        for method, operation in item.items():
+            for status, response in operation["responses"].items():
+                if not status.startswith("2") or status == "204":
+                    continue
+                assert response["content"], f"{method} {path}"
+                for media_type, content in response["content"].items():
+                    schema = content["schema"]
+                    assert "$ref" in schema or path == "/v1/recipes/schema" or schema == {
+                        "type": "string", **({"format": "binary"} if media_type == "application/octet-stream" else {})
+                    }, f"{method} {path} {media_type}: {schema}"  # fmt: skip
+    for name, schema in document["components"]["schemas"].items():
+        assert schema.get("properties") or schema.get("enum") or "anyOf" in schema or name == "JsonValue", name
+
+
+def test_settings_of_the_environment_make_the_app(monkeypatch: pytest.MonkeyPatch, settings: Settings) -> None:
+    import api.app as module
+
+    monkeypatch.setenv("BILLHOOK_DATA_DIR", str(settings.data_dir))
+    monkeypatch.delitem(vars(module), "app", raising=False)
+    assert module.app.state.services.settings.data_dir == settings.data_dir
+    assert module.app is module.app
+    monkeypatch.delitem(vars(module), "app")
+    with pytest.raises(AttributeError):
+        _ = module.no_such_thing

@@ -1,0 +1,355 @@
+"""Jobs: all faults at once, idempotency, lists, cancelling, events, waiting."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import select
+
+from api.submission import _queue
+from store import leases
+from store.database import reading, transaction
+from store.records import Job, OutboxMessage
+from tests.api.conftest import DATASET_SUMMARY, MODEL_SUMMARY, RECIPE, Api, pointers, problem
+
+
+def count(api: Api) -> int:
+    with reading(api.services.engine) as session:
+        return len(session.scalars(select(Job)).all())
+
+
+def test_a_job_is_queued(api: Api) -> None:
+    model, dataset = api.model(), api.dataset()
+    answer = api.submit(name="team/first", tags=["x"], requirements={"accuracy_drop": "<= 0.01"}, device="cpu")
+    assert answer.status_code == 202, answer.text
+    job = answer.json()
+    assert answer.headers["location"] == job["links"]["self"] == f"/v1/jobs/{job['id']}"
+    assert answer.headers["retry-after"] == "1"
+    assert (job["state"], job["model"], job["datasets"], job["name"]) == ("queued", model, [dataset], "team/first")
+    assert (job["kind"], job["tags"], job["device"], job["progress"]) == ("prune", ["x"], "cpu", 0)
+    assert job["recipe"]["steps"][0]["every_epochs"] == 7, "the recipe is resolved"
+    assert job["requirements"]["accuracy_drop"] == "<= 0.01"
+    assert job["attempts"] == []
+    assert api.http.get(job["links"]["self"]).json() == job
+    with reading(api.services.engine) as session:
+        (message,) = session.scalars(select(OutboxMessage))
+        assert (message.topic, message.subject_id, message.queue) == ("run", job["id"], "cpu")
+
+
+@pytest.mark.parametrize("name", ["filter_norm_half", "filter_norm_quick"])
+def test_a_recipe_by_name(api: Api, name: str) -> None:
+    job = api.submit(recipe=name).json()
+    assert job["recipe"] == api.http.get(f"/v1/recipes/{name}").json()
+    assert job["recipe"]["name"] == name
+
+
+def test_everything_that_is_wrong_is_said_at_once(api: Api) -> None:
+    body = {
+        "model": "mdl_nothing",
+        "datasets": ["ds_nothing"],
+        "recipe": {
+            "version": 2,
+            "training": {"optimizer": {"name": "sgd", "lr": -1}},
+            "steps": [{"method": "filter_norm", "ratio_per_round": 2, "target": {"params": 1.5}, "colour": "red"}],
+        },
+        "requirements": {"accuracy": "about 3", "speed": "<= 1"},
+        "device": "cuda:0",
+        "tags": ["a", "a"],
+        "name": "a\nb",
+        "priority": 3,
+    }
+    document = problem(api.http.post("/v1/jobs", json=body), 422, "request_invalid")
+    assert pointers(document) == {
+        "/model", "/datasets/0", "/recipe/version", "/recipe/training/optimizer/lr", "/recipe/steps/0/ratio_per_round",
+        "/recipe/steps/0/target/params", "/recipe/steps/0/colour", "/requirements/accuracy", "/requirements/speed",
+        "/device", "/tags", "/name", "/priority",
+    }  # fmt: skip
+    assert count(api) == 0
+
+
+def test_a_recipe_with_five_faults_and_nothing_else(api: Api) -> None:
+    recipe = {"version": 2, "seed": -1, "task": "x", "steps": [{"method": "filter_norm"}], "colour": "red"}
+    document = problem(api.submit(recipe=recipe), 422, "recipe_invalid")
+    assert pointers(document) == {
+        "/recipe/version", "/recipe/seed", "/recipe/task", "/recipe/steps/0/target", "/recipe/colour",
+    }  # fmt: skip
+    assert len(document["faults"]) == 5
+
+
+@pytest.mark.parametrize(
+    ("given", "wrong"),
+    [
+        ({"recipe": "no_such_recipe"}, {"/recipe"}),
+        ({"recipe": "../filter_norm_half"}, {"/recipe"}),
+        ({"recipe": 7}, {"/recipe"}),
+        ({"recipe": None}, {"/recipe"}),
+        ({"recipe": []}, {"/recipe"}),
+        ({"model": 7}, {"/model"}),
+        ({"datasets": []}, {"/datasets"}),
+        ({"datasets": "ds_x"}, {"/datasets"}),
+        ({"datasets": ["ds_x", "ds_y"]}, {"/datasets", "/datasets/0", "/datasets/1"}),
+        ({"device": "tpu"}, {"/device"}),
+        ({"device": 3}, {"/device"}),
+        ({"kind": ""}, {"/kind"}),
+        ({"tags": ["has space"]}, {"/tags/0"}),
+        ({"name": "x" * 201}, {"/name"}),
+    ],
+)
+def test_what_cannot_be(api: Api, given: dict[str, Any], wrong: set[str]) -> None:
+    code = "recipe_invalid" if wrong == {"/recipe"} else "request_invalid"
+    assert pointers(problem(api.submit(**given), 422, code)) == wrong
+
+
+def test_what_is_missing(api: Api) -> None:
+    document = problem(api.http.post("/v1/jobs", json={}), 422, "request_invalid")
+    assert pointers(document) == {"/model", "/datasets", "/recipe"}
+    for body in ("[]", '"x"', "3", "null"):
+        answer = api.http.post("/v1/jobs", content=body, headers={"Content-Type": "application/json; charset=utf-8"})
+        assert pointers(problem(answer, 422, "request_invalid")) == {""}
+
+
+def test_an_unknown_recipe_names_those_that_are_there(api: Api) -> None:
+    (fault,) = problem(api.submit(recipe="x"), 422, "recipe_invalid")["faults"]
+    assert "filter_norm_half" in fault["expected"]
+
+
+def test_a_recipe_file_that_is_not_right_is_left_out(api: Api, tmp_path: Path) -> None:
+    folder = tmp_path / "recipes"
+    folder.mkdir()
+    (folder / "good.yaml").write_text("steps: [{method: filter_norm, target: {params: 0.5}}]")
+    (folder / "bad.yaml").write_text("steps: [")
+    (folder / "worse.yaml").write_bytes(b"\xff\xfe")
+    (folder / "Not A Name.yaml").write_text("steps: []")
+    (folder / "notes.txt").write_text("hello")
+    files = type(api.services.recipes)(folder)
+    assert list(files.valid()) == ["good"]
+    assert files.get("notes") is None
+    assert files.get("../recipes/good") is None
+
+
+def test_the_input_must_be_ready(api: Api) -> None:
+    model = api.model(b"unchecked", ready=False)
+    answer = api.submit(model=model)
+    assert model in problem(answer, 409, "input_not_ready")["detail"]
+    assert answer.headers["retry-after"]
+    api.check(model, error={"code": "operator_unknown", "message": "NonMaxSuppression is not known", "faults": []})
+    (fault,) = problem(api.submit(model=model), 422, "request_invalid")["faults"]
+    assert fault["pointer"] == "/model"
+    assert "NonMaxSuppression" in fault["message"]
+
+
+@pytest.mark.parametrize(
+    ("model", "dataset", "options", "wrong"),
+    [
+        ({}, {"image_shape": [1, 12, 12]}, {}, {"/datasets/0/preprocess/size"}),
+        ({}, {"classes": ["a"]}, {}, {"/datasets/0"}),
+        ({}, {"image_shape": [3, 8, 8]}, {"channels": "RGB"}, {"/datasets/0/preprocess/channels"}),
+        ({}, {}, {"layout": "NHWC"}, {"/datasets/0/preprocess/layout", "/datasets/0/preprocess/size"}),
+        ({"inputs": [{"name": "x", "shape": ["n", 1, "h", "w"]}]}, {"image_shape": [1, 12, 12]}, {}, set()),
+        ({"inputs": []}, {"classes": ["a"]}, {}, set()),
+        ({"inputs": "?"}, {}, {}, set()),
+    ],
+)
+def test_a_dataset_that_does_not_fit_the_model(
+    api: Api, model: dict[str, Any], dataset: dict[str, Any], options: dict[str, Any], wrong: set[str]
+) -> None:
+    model_id, dataset_id = api.model(ready=False), api.dataset(ready=False, preprocess=options)
+    api.check(model_id, summary=MODEL_SUMMARY | model)
+    api.check(dataset_id, summary=DATASET_SUMMARY | dataset)
+    answer = api.submit(model=model_id, datasets=[dataset_id])
+    if wrong:
+        assert pointers(problem(answer, 422, "request_invalid")) == wrong
+    else:
+        assert answer.status_code == 202, answer.text
+
+
+def test_the_device_chooses_the_queue() -> None:
+    assert _queue("auto", ("cpu",)) == ("cpu", [])
+    assert _queue("auto", ("cpu", "gpu")) == ("gpu", [])
+    assert _queue("cuda:1", ("cpu", "gpu")) == ("gpu-1", [])
+    assert _queue("cpu", ("cpu", "gpu")) == ("cpu", [])
+    queue, (fault,) = _queue("cpu", ("gpu",))
+    assert (queue, fault.expected) == (None, "auto or cuda:N")
+    queue, (fault,) = _queue("cuda:0", ("cpu",))
+    assert (queue, fault.expected) == (None, "auto or cpu")
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        (b"", "line 1"), (b"{", "line 1"), (b'{"model": NaN}', "NaN"), (b'{"model": 1e999}', "too large"),
+        (b'{"model": "\\u0000"}', "U+0000"), (b'{"model": "\\ud800"}', "UTF-8"), (b'"\xff"', "UTF-8"),
+        (b"[" * 10_000, "deep"),
+    ],
+)  # fmt: skip
+def test_json_that_is_none(api: Api, body: bytes, says: str) -> None:
+    answer = api.http.post("/v1/jobs", content=body, headers={"Content-Type": "application/json"})
+    assert says in problem(answer, 400, "json_invalid")["faults"][0]["message"]
+
+
+def test_a_body_that_is_not_json(api: Api) -> None:
+    problem(api.http.post("/v1/jobs", content=b"{}"), 415, "media_type_unsupported")
+    problem(api.http.post("/v1/jobs", data={"model": "x"}), 415, "media_type_unsupported")
+
+
+# --- idempotency -----------------------------------------------------------------------------------------------------
+
+
+def test_the_same_key_makes_one_job(api: Api) -> None:
+    body = {"model": api.model(), "datasets": [api.dataset()], "recipe": RECIPE}
+    headers = {"Idempotency-Key": "deploy-17"}
+    first = api.http.post("/v1/jobs", json=body, headers=headers)
+    api.http.post(f"/v1/jobs/{first.json()['id']}/cancel")
+    second = api.http.post("/v1/jobs", json=body, headers=headers)
+    assert "idempotent-replayed" not in first.headers
+    assert second.headers["idempotent-replayed"] == "true"
+    assert (second.status_code, second.json()) == (202, first.json()), "the first answer, though the job has moved on"
+    assert second.headers["location"] == first.headers["location"]
+    assert count(api) == 1
+    other = api.http.post("/v1/jobs", json=body | {"name": "other"}, headers=headers)
+    problem(other, 422, "idempotency_key_reused")
+    assert api.http.post("/v1/jobs", json=body).json()["id"] != first.json()["id"]
+    assert api.other.post("/v1/jobs", json=body, headers=headers).status_code == 422, "another owner's key is another"
+
+
+def test_a_request_that_was_refused_may_be_put_right(api: Api) -> None:
+    headers = {"Idempotency-Key": "k"}
+    body = {"model": api.model(), "datasets": [api.dataset()], "recipe": "x"}
+    problem(api.http.post("/v1/jobs", json=body, headers=headers), 422, "recipe_invalid")
+    assert api.http.post("/v1/jobs", json=body | {"recipe": RECIPE}, headers=headers).status_code == 202
+
+
+def test_the_same_key_at_the_same_time(api: Api) -> None:
+    body = {"model": api.model(), "datasets": [api.dataset()], "recipe": RECIPE}
+    answers: list[Any] = []
+
+    def post() -> None:
+        answers.append(api.http.post("/v1/jobs", json=body, headers={"Idempotency-Key": "k"}).json()["id"])
+
+    threads = [threading.Thread(target=post) for _ in range(5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(answers) == 5
+    assert len(set(answers)) == 1
+    assert count(api) == 1
+
+
+@pytest.mark.parametrize("key", ["", "x" * 256, "has space"])
+def test_a_key_that_is_none(api: Api, key: str) -> None:
+    answer = api.http.post("/v1/jobs", json={}, headers={"Idempotency-Key": key})
+    assert pointers(problem(answer, 400, "parameter_invalid")) == {"/Idempotency-Key"}
+
+
+# --- lists, cancelling -----------------------------------------------------------------------------------------------
+
+
+def test_jobs_are_listed_by_what_is_asked_for(api: Api) -> None:
+    first, second, third = api.job(name="a/x", tags=["t"]), api.job(name="a/y", kind="other"), api.job(name="b")
+    api.http.post(f"/v1/jobs/{third}/cancel")
+
+    def ids(**parameters: Any) -> list[str]:
+        answer = api.http.get("/v1/jobs", params=parameters)
+        assert answer.status_code == 200, answer.text
+        return [job["id"] for job in answer.json()["items"]]
+
+    assert ids() == [third, second, first]
+    assert ids(state="queued") == [second, first]
+    assert ids(state=["queued", "cancelled"]) == [third, second, first]
+    assert ids(name="a/") == [second, first]
+    assert ids(kind="other") == [second]
+    assert ids(tag="t") == [first]
+    assert ids(tag="t", state="cancelled") == []
+    page = api.http.get("/v1/jobs", params={"page_size": 2}).json()
+    assert [job["id"] for job in page["items"]] == [third, second]
+    assert ids(page_token=page["next_page_token"]) == [first]
+    problem(api.http.get("/v1/jobs", params={"state": "sleeping"}), 400, "parameter_invalid")
+    problem(api.http.get("/v1/jobs?name=%00"), 400, "parameter_invalid")
+
+
+def test_cancelling(api: Api) -> None:
+    job_id = api.job()
+    answer = api.http.post(f"/v1/jobs/{job_id}/cancel")
+    assert (answer.status_code, answer.json()["state"]) == (202, "cancelled")
+    problem(api.http.post(f"/v1/jobs/{job_id}/cancel"), 409, "job_terminal")
+    running = api.job()
+    with transaction(api.services.engine) as session:
+        assert leases.claim(session, running, "host:1", "cpu")
+    for _ in range(2):
+        answer = api.http.post(f"/v1/jobs/{running}/cancel")
+        assert (answer.status_code, answer.json()["state"]) == (202, "cancelling")
+    (attempt,) = answer.json()["attempts"]
+    assert (attempt["number"], attempt["host"], attempt["outcome"]) == (1, "host", None)
+
+
+# --- events, waiting -------------------------------------------------------------------------------------------------
+
+
+def test_events_come_in_pages_without_gaps(api: Api) -> None:
+    job_id = api.job()
+    with transaction(api.services.engine) as session:
+        lease = leases.claim(session, job_id, "host:1", "cpu")
+        assert lease is not None
+        leases.append_events(
+            session, lease, [("fine_tune/0/epoch/1", {"loss": float("nan"), "n": n}) for n in range(5)]
+        )
+    seen: list[dict[str, Any]] = []
+    after: int | None = 0
+    while after is not None:
+        page = api.http.get(f"/v1/jobs/{job_id}/events", params={"after": after, "limit": 3}).json()
+        seen += page["items"]
+        after = page["next_after"]
+    assert [event["seq"] for event in seen] == list(range(1, 8))
+    assert seen[0]["attempt"] is None
+    assert seen[2] == {"seq": 3, "attempt": 1, "name": "fine_tune/0/epoch/1", "created_at": seen[2]["created_at"],
+                       "body": {"loss": {"$float": "nan"}, "n": 0}}  # fmt: skip
+    assert api.http.get(f"/v1/jobs/{job_id}/events", params={"after": 7}).json() == {"items": [], "next_after": None}
+    for parameters in ({"after": -1}, {"limit": 0}, {"limit": 5_000}, {"after": 2**40}, {"wait": "nan"}):
+        problem(api.http.get(f"/v1/jobs/{job_id}/events", params=parameters), 400, "parameter_invalid")
+
+
+def test_waiting_for_the_end_of_a_job(api: Api, tmp_path: Path) -> None:
+    job_id = api.job()
+    timer = threading.Timer(0.3, lambda: api.succeed(job_id, {}, tmp_path))
+    timer.start()
+    began = time.monotonic()
+    job = api.http.get(f"/v1/jobs/{job_id}", params={"wait": 30}).json()
+    timer.join()
+    assert time.monotonic() - began < 10
+    assert (job["state"], job["progress"], job["error"]) == ("succeeded", 1, None)
+    assert job["results"]["ratios"]["params"] == 0.5
+    assert job["attempts"][0]["outcome"] == "succeeded"
+
+
+def test_waiting_for_an_event(api: Api) -> None:
+    job_id = api.job()
+    timer = threading.Timer(0.2, lambda: api.http.post(f"/v1/jobs/{job_id}/cancel"))
+    timer.start()
+    page = api.http.get(f"/v1/jobs/{job_id}/events", params={"after": 1, "wait": 30}).json()
+    timer.join()
+    assert [event["body"]["state"] for event in page["items"]] == ["cancelled"]
+
+
+def test_many_may_wait_at_once(api: Api) -> None:
+    """More than there are threads and connections: between two looks a waiting request holds neither."""
+    job_id = api.job()
+    states: list[str] = []
+
+    def wait() -> None:
+        states.append(api.http.get(f"/v1/jobs/{job_id}", params={"wait": 30}).json()["state"])
+
+    threads = [threading.Thread(target=wait) for _ in range(60)]
+    for thread in threads:
+        thread.start()
+    began = time.monotonic()
+    assert api.http.get(f"/v1/jobs/{job_id}").json()["state"] == "queued"
+    assert api.http.post(f"/v1/jobs/{job_id}/cancel").status_code == 202
+    for thread in threads:
+        thread.join()
+    assert states == ["cancelled"] * 60
+    assert time.monotonic() - began < 20
