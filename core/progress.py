@@ -36,6 +36,7 @@ class Progress:
         self._mark = clock()
         self._emitted = -math.inf
         self._fraction = 0.0
+        self._planned = False
         self._stage = ""
         self._part = ""
 
@@ -43,6 +44,7 @@ class Progress:
         """What is still to do in `part`. Replaces what was expected of it before."""
         self._passes[part] = max(0.0, passes)
         self._seconds[part] = max(0.0, seconds)
+        self._planned = self._planned or passes > 0 or seconds > 0
 
     def credit(self, seconds: float) -> None:
         """Time that an earlier attempt spent on what need not be done again."""
@@ -74,9 +76,9 @@ class Progress:
         self._tell()
 
     def eta_seconds(self) -> float | None:
-        """Seconds still to come; None before anything was measured that tells."""
+        """Seconds still to come; None before anything was planned and measured that tells."""
         passes = sum(self._passes.values())
-        if passes > 0 and self._rate_passes == 0:
+        if not self._planned or (passes > 0 and self._rate_passes == 0):
             return None
         rate = self._rate_seconds / self._rate_passes if self._rate_passes else 0.0
         return passes * rate + sum(self._seconds.values())

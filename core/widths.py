@@ -93,13 +93,18 @@ def simulated_widths(
     widths: Mapping[str, int], multiples: Mapping[str, tuple[int, int]], ratio: float, rounds: int
 ) -> dict[str, int]:
     """Widths after `rounds` rounds of local scope from `widths`; `multiples` holds (multiple, always_kept)."""
-    left = dict(widths)
+    found = {}
     for name, (multiple, always_kept) in multiples.items():
-        carried = Fraction(0)
-        for _ in range(rounds):
-            candidates = chunks(name, [0.0] * left[name], multiple, always_kept)
-            if not candidates:
+        width, carried, left = widths[name], Fraction(0), rounds
+        while (size := width - next_width(width, multiple, always_kept)) > 0:
+            share = share_of(width, ratio)
+            waiting = max(1, math.ceil((size - carried) / share))  # rounds until the next chunk is paid for
+            if waiting > left:
                 break
-            taken, carried = take(candidates, carried + share_of(left[name], ratio))
-            left[name] -= sum(len(chunk.units) for chunk in taken)
-    return left
+            left -= waiting
+            carried += share * waiting
+            while 0 < (size := width - next_width(width, multiple, always_kept)) <= carried:
+                width -= size
+                carried -= size
+        found[name] = width
+    return found

@@ -45,7 +45,7 @@ from core.graph.exactness import check_cut
 from core.graph.groups import ChannelGroup, channel_groups
 from core.graph.network import Network
 from core.outcome import Outcome
-from core.recipe import FineTune
+from core.recipe import FilterNorm, FineTune
 from core.report import Check, Cost, FrontPoint
 from core.saliency.filter_norms import CONVOLUTIONS, FilterNorms
 from core.state import State
@@ -89,7 +89,7 @@ def filter_norm(
     """
     label = f"prune/step/{step}"
     run = _Run.of(state)
-    network = replay(network, run.plan)
+    network = replay(network, run.plan) if run.plan else network.clone()  # what was given is left as it is
     if "weights" in state:
         network.load_state_dict(state["weights"])
     trainer.resumed(run.cost)
@@ -289,7 +289,7 @@ def require_reachable(network: Network, target: Goal, *, channel_multiple: int, 
 
 
 def planned_rounds(network: Network, target: Goal, *, ratio: float, channel_multiple: int) -> list[int]:
-    """MACs at the start of each round that `target` is expected to take, and at the end of the last.
+    """MACs at the start of each round that is expected until `target` holds (or widths are least), and after the last.
 
     Widths are simulated with local scope (which the scores do not enter); counts in between are on a straight line.
     Only the progress depends on it.
@@ -305,12 +305,20 @@ def planned_rounds(network: Network, target: Goal, *, ratio: float, channel_mult
 
     if target.met(count(network)):
         return [count(network).macs]
-    most = 1
-    while not target.met(after(most)):  # ends: the target is within reach of the least widths, and shares add up
+    most, least = 1, {group.name: _least(group, channel_multiple) for group in groups}
+    while not target.met(after(most)) and simulated_widths(widths, multiples, ratio, most) != least:
         most *= 2
-    rounds = 1 + bisect_left(range(1, most + 1), True, key=lambda number: target.met(after(number)))
+    rounds = 1 + bisect_left(range(1, most), True, key=lambda number: target.met(after(number)))
     first, last = count(network).macs, after(rounds).macs
     return [first + (last - first) * number // rounds for number in range(rounds + 1)]
+
+
+def planned_trainings(
+    network: Network, step: FilterNorm, *, target: Goal, channel_multiple: int
+) -> list[tuple[int, int]]:
+    """(epochs, MACs) of each training that `step` is expected to take on `network`."""
+    *rounds, last = planned_rounds(network, target, ratio=step.ratio_per_round, channel_multiple=channel_multiple)
+    return [*((step.every_epochs, macs) for macs in rounds), *([(step.fine_tune.epochs, last)] if rounds else [])]
 
 
 def _least(group: ChannelGroup, channel_multiple: int) -> int:

@@ -12,7 +12,7 @@ A channel group may join filters of several layers (the layers that meet in a re
     s[u] = √( mean over the filters of u of n² )
 
 the root mean square of its filters' accumulated norms. For a unit of one filter that is the paper's n_i[c]. Inside a
-group it ranks as the 2-norm of all that the unit holds, taken together; and, unlike that norm, it does not grow with the
+group it ranks as the 2-norm of all that the unit holds, taken together; unlike that norm, it does not grow with the
 number of layers that are joined, so that groups can be compared (`scope: global`).
 """
 
@@ -42,7 +42,7 @@ def weight_norms(layer: nn.Module) -> Tensor:
 
 
 def activation_norms(layer: nn.Module, output: Tensor) -> Tensor:
-    """(C,) float64: per output channel, the 2-norm of `output`: (N, C, ...) of a convolution, (N, ..., C) of a Linear."""
+    """(C,) float64: per output channel, the 2-norm of `output`, (N, C, ...); (N, ..., C) of a Linear."""
     _require_supported(layer)
     channel = output.dim() - 1 if isinstance(layer, nn.Linear) else 1
     others = [dim for dim in range(output.dim()) if dim != channel]

@@ -1,0 +1,404 @@
+"""One job: a model, a dataset and a recipe in; a smaller ONNX file and a measured report out. The one way in.
+
+Stages: import, baseline, prune and fine_tune (the recipe's steps), export, measure. Everything that takes long is
+resumable from `<workdir>/state`. `<workdir>/out` gets pruned.onnx, weights.safetensors, plan.json and recipe.json, the
+same bytes for the same inputs on the same machine, and report.json and report.md.
+
+    python -m core.pipeline JOB.json WORKDIR
+
+runs a job without the service (JOB.json is a `core.job.JobInputs`) and prints its events, one JSON object per line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import shlex
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save as save_safetensors
+
+from core.baseline import check_better_than_guessing
+from core.comparison import doubts, layer_table, measure, ratios, requirement_results, sample_inputs
+from core.data.datasets import Dataset, load_dataset
+from core.data.fit import check_fits
+from core.devices import require_device, torch_settings
+from core.errors import BillhookError
+from core.events import Emit, jsonable
+from core.graph.counts import COUNTED, NOT_COUNTED, Counts, count
+from core.graph.cuts import replay
+from core.graph.export import check_parity, write_onnx
+from core.graph.groups import channel_groups
+from core.graph.importers import load
+from core.graph.network import Network
+from core.job import DatasetInput, JobInputs, ModelInput
+from core.measure.environment import environment
+from core.methods.filter_norm import filter_norm, planned_trainings
+from core.outcome import Outcome
+from core.progress import Progress
+from core.report import Check, Cost, FrontPoint, Report
+from core.report_markdown import to_markdown
+from core.state import State, write_atomically
+from core.targets import Goal
+from core.training.port import add_costs
+from core.training.trainer import Trainer
+
+METHODS: Mapping[str, Callable[..., Outcome]] = {"filter_norm": filter_norm}
+TRAININGS: Mapping[str, Callable[..., list[tuple[int, int]]]] = {"filter_norm": planned_trainings}
+"""Per method, the (epochs, MACs) of the trainings that a step will probably take: for the progress before it starts."""
+
+PARITY_IMAGES = 32
+EXPORT_SECONDS, MEASURE_SECONDS = 2.0, 15.0
+"""What these stages usually take beside running the data through; for the progress."""
+_RESOLVED = {"method", "target", "fine_tune"}
+"""Fields of a step that are not handed to its method as they are."""
+
+
+def run(inputs: JobInputs, workdir: Path, emit: Emit) -> Report:
+    """Does the job. `workdir` may hold the state of an earlier attempt at the same job, which is then continued.
+
+    Raises a `BillhookError`: whatever the inputs are refused for (`ModelRefused`, `DatasetRefused`, `RecipeInvalid`,
+    `DeviceUnavailable`, `BaselineNearChance`), what the recipe cannot do (`PruningError`, `TrainingDiverged`), a proof
+    that does not hold (`ExactnessFailed`, `ParityFailed`), or `CheckpointUnusable`.
+    """
+    device = require_device(inputs.device)
+    with torch_settings(device, inputs.threads):
+        return _Job(inputs, workdir, emit, device).run()
+
+
+def inspect_model(model: ModelInput) -> dict[str, Any]:
+    """What an upload is, as JSON: inputs, outputs, counts, channel groups, what is frozen. Raises `ModelRefused`."""
+    network = load(model)
+    counts = count(network)
+    groups = channel_groups(network)
+    return {
+        "sha256": model.sha256,
+        "format": model.format,
+        "opset": network.origin.opset,
+        "inputs": [_spec(item.name, item.dtype, item.shape) for item in network.inputs],
+        "outputs": [_spec(item.name, item.dtype, item.shape) for item in network.outputs],
+        "input_shapes": [list(shape) for shape in network.input_shapes],
+        "params": counts.params,
+        "macs": counts.macs,
+        "filters": counts.filters,
+        "layers": len(counts.layers),
+        "groups": [
+            {
+                "name": group.name,
+                "width": group.width,
+                "cuttable": group.cuttable,
+                "layers": [producer.layer for producer in group.producers],
+            }
+            for group in groups.groups
+        ],
+        "frozen": [frozen.model_dump() for frozen in groups.frozen],
+    }
+
+
+def inspect_dataset(dataset: DatasetInput) -> dict[str, Any]:
+    """Counts per split and class, shape, classes, hashes, as JSON. Raises `DatasetRefused`."""
+    return load_dataset(dataset).summary()
+
+
+class _Job:
+    """One run of the pipeline, stage by stage."""
+
+    def __init__(self, inputs: JobInputs, workdir: Path, emit: Emit, device: torch.device) -> None:
+        self.inputs = inputs
+        self.recipe = inputs.recipe
+        self.workdir = workdir
+        self.out = workdir / "out"
+        self.emit = emit
+        self.device = device
+        self.progress = Progress(emit)
+        self.threads = torch.get_num_threads()
+        self.checks: list[Check] = []
+
+    def run(self) -> Report:
+        self.out.mkdir(parents=True, exist_ok=True)
+        state = State.open(self.workdir, fingerprint=fingerprint(self.inputs), emit=self.emit)
+        original, dataset = self._import()
+        counts = count(original)
+        trainer = Trainer(
+            dataset,
+            training=self.recipe.training,
+            device=self.device,
+            seed=self.recipe.seed,
+            original_macs=counts.macs,
+            emit=self.emit,
+            progress=self.progress,
+        )
+        self._plan(original, counts, dataset, trainer)
+        self._baseline(original, counts, dataset, trainer, state)
+        done = self._steps(original, counts, dataset, trainer, state)
+        files = self._export(original, done, dataset)
+        return self._measure(files, original, done, dataset)
+
+    def _import(self) -> tuple[Network, Dataset]:
+        self.emit("import/start", model=self.inputs.model.sha256, dataset=self.inputs.datasets[0].sha256)
+        self.progress.begin("import", "import")
+        network = load(self.inputs.model)
+        dataset = load_dataset(self.inputs.datasets[0])
+        dataset = check_fits(dataset, network.inputs, network.outputs)
+        if network.input_shapes[0] != dataset.input_shape:
+            # the upload leaves height or width open: counts and latency are those at the dataset's size
+            network = Network(network.module, network.inputs, network.outputs, network.origin, (dataset.input_shape,))
+        if self.inputs.model.format == "onnx":
+            # that ONNX Runtime and we read the same network out of the file, before anything is built on it
+            images = sample_inputs(dataset, "validation", min(PARITY_IMAGES, len(dataset.splits["validation"])))
+            check = check_parity(network, self.inputs.model.path, images)
+            self.checks.append(check.model_copy(update={"name": "parity/import"}))
+        counts = count(network)
+        self.emit("import/model", opset=network.origin.opset, params=counts.params, macs=counts.macs,
+                  filters=counts.filters, layers=len(counts.layers),
+                  inputs=[_spec(item.name, item.dtype, item.shape) for item in network.inputs],
+                  outputs=[_spec(item.name, item.dtype, item.shape) for item in network.outputs])  # fmt: skip
+        self.emit("import/dataset", **dataset.summary())
+        self.progress.end("import")
+        return network, dataset
+
+    def _plan(self, original: Network, counts: Counts, dataset: Dataset, trainer: Trainer) -> None:
+        """Tells the progress what is to come. Of each step that is a guess from the original; the step corrects it."""
+        scored = len(dataset.splits["validation"]) + len(dataset.splits["test"])
+        self.progress.expect("baseline", passes=scored)
+        for index, step in enumerate(self.recipe.steps):
+            goal = Goal(step.target, counts)
+            trainings = TRAININGS[step.method](
+                original, step, target=goal, channel_multiple=self.recipe.export.channel_multiple
+            )
+            trainer.expect(f"step/{index}", trainings)
+        self.progress.expect("export", seconds=EXPORT_SECONDS)
+        self.progress.expect("measure", passes=2 * scored, seconds=MEASURE_SECONDS)
+
+    def _baseline(self, original: Network, counts: Counts, dataset: Dataset, trainer: Trainer, state: State) -> None:
+        """The original on the dataset, through torch."""
+        self.emit("baseline/start")
+        self.progress.begin("baseline", "baseline")
+        if "baseline" not in state:
+            correct = 0
+            for split in ("validation", "test"):
+                score = trainer.evaluate(original, split, macs=counts.macs)
+                self.emit(f"baseline/{split}", accuracy=score.accuracy, loss=score.loss, images=score.images)
+                correct += round(score.accuracy * score.images)
+            state.put(baseline=correct)
+        if not self.recipe.allow_near_chance:
+            labels = torch.cat([dataset.splits["validation"].y, dataset.splits["test"].y])
+            check_better_than_guessing(state["baseline"], torch.bincount(labels).tolist())
+        self.progress.end("baseline")
+
+    def _steps(self, original: Network, counts: Counts, dataset: Dataset, trainer: Trainer, state: State) -> _Done:
+        """The recipe's steps in order, each from where an earlier attempt left it."""
+        done = _Done.of(state, original)
+        if done.steps:
+            trainer.resumed(done.cost)
+        for index, step in enumerate(self.recipe.steps[done.steps :], start=done.steps):
+            self.progress.begin("prune", f"step/{index}")
+            outcome = METHODS[step.method](
+                done.network,
+                dataset,
+                target=Goal(step.target, counts),
+                fine_tune=step.fine_tune,
+                trainer=trainer,
+                emit=self.emit,
+                state=state.scope("method"),
+                step=index,
+                channel_multiple=self.recipe.export.channel_multiple,
+                **{name: getattr(step, name) for name in type(step).model_fields if name not in _RESOLVED},
+            )
+            done.add(outcome)
+            state.drop("method")
+            state.save(**done.values())
+            self.progress.end(f"step/{index}")
+        return done
+
+    def _export(self, original: Network, done: _Done, dataset: Dataset) -> dict[str, Path]:
+        """Writes the deterministic files and proves the ONNX. Returns the files that are compared."""
+        self.emit("export/start")
+        self.progress.begin("export", "export")
+        original.to("cpu").eval()
+        pruned = done.network.to("cpu").eval()
+        images = sample_inputs(dataset, "test", min(PARITY_IMAGES, len(dataset.splits["test"])))
+        files = {"original": self.inputs.model.path, "pruned": self.out / "pruned.onnx"}
+        opset = self.recipe.export.opset
+        if self.inputs.model.format != "onnx":
+            # weights alone cannot be run: the original is what we export of it
+            files["original"] = self.workdir / "original.onnx"
+            write_onnx(original, files["original"], opset=opset)
+            check = check_parity(original, files["original"], images)
+            self.checks.append(check.model_copy(update={"name": "parity/original"}))
+        write_onnx(pruned, files["pruned"], opset=opset)
+        check = check_parity(pruned, files["pruned"], images).model_copy(update={"name": "parity/export"})
+        self.checks += [*done.checks, check]
+        self.emit("export/parity", **check.model_dump())
+        weights = {name: tensor.contiguous() for name, tensor in pruned.state_dict().items()}
+        write_atomically(self.out / "weights.safetensors", save_safetensors(weights))
+        plan = {"version": 1, "model": self.inputs.model.sha256, "plan": done.plan}
+        self._write_json("plan.json", plan)
+        self._write_json("recipe.json", self.recipe.model_dump(mode="json"))
+        self.progress.end("export")
+        return files
+
+    def _measure(self, files: Mapping[str, Path], original: Network, done: _Done, dataset: Dataset) -> Report:
+        """Measures, and writes the report."""
+        self.emit("measure/start")
+        self.progress.begin("measure", "measure")
+        networks = {"original": original, "pruned": done.network}
+        variants = measure(files, networks, dataset, device=self.inputs.device, threads=self.threads, emit=self.emit)
+        found = ratios(variants["original"], variants["pruned"])
+        requirements = requirement_results(
+            self.recipe.requirements.overridden_by(self.inputs.requirements), variants["pruned"], found
+        )
+        first, last = count(original), count(done.network)
+        targets = [
+            result
+            for index, step in enumerate(self.recipe.steps)
+            for result in Goal(step.target, first).results(last, prefix=f"step/{index}/")
+        ]
+        report = Report(
+            variants=variants,
+            ratios=found,
+            target_met=all(target.met for target in targets),
+            targets=targets,
+            requirements=requirements,
+            requirements_met=all(requirement.passed for requirement in requirements),
+            checks=self.checks,
+            layers=layer_table(files, networks, dataset),
+            frozen=channel_groups(original).frozen,
+            front=done.front,
+            cost=done.cost,
+            macs_counted=COUNTED,
+            macs_not_counted=NOT_COUNTED,
+            warnings=[*dataset.warnings, *done.warnings, *doubts(variants)],
+            inputs={
+                "model": self.inputs.model.model_dump(mode="json", exclude={"path"}),
+                "datasets": [
+                    {**item.model_dump(mode="json", exclude={"path"}), "splits": dataset.summary()["splits"]}
+                    for item in self.inputs.datasets
+                ],
+                "requirements": self.inputs.requirements.model_dump(mode="json", exclude_none=True),
+                "fingerprint": fingerprint(self.inputs),
+            },
+            recipe=self.recipe.model_dump(mode="json"),
+            environment=environment(self.inputs.device, self.threads),
+            reproduce=reproduce(self.inputs),
+        )
+        self.progress.end("measure")
+        self._write_json("report.json", jsonable(report.model_dump(mode="json")))
+        write_atomically(self.out / "report.md", to_markdown(report).encode())
+        self.emit("measure/report", ratios=found, target_met=report.target_met,
+                  requirements_met=report.requirements_met)  # fmt: skip
+        return report
+
+    def _write_json(self, name: str, document: Any) -> None:
+        content = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        write_atomically(self.out / name, content.encode())
+
+
+@dataclass
+class _Done:
+    """What the steps so far have left."""
+
+    network: Network
+    steps: int = 0
+    plan: list[dict[str, Any]] = field(default_factory=list)
+    front: list[FrontPoint] = field(default_factory=list)
+    checks: list[Check] = field(default_factory=list)
+    cost: Cost = field(default_factory=Cost)
+    warnings: list[str] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, state: State, original: Network) -> _Done:
+        if "steps" not in state:
+            return cls(original)
+        network = replay(original, state["plan"]) if state["plan"] else original.clone()
+        network.load_state_dict(state["weights"])
+        return cls(
+            network,
+            steps=state["steps"],
+            plan=list(state["plan"]),
+            front=[FrontPoint(**point) for point in state["front"]],
+            checks=[Check(**check) for check in state["checks"]],
+            cost=Cost(**state["cost"]),
+            warnings=list(state["warnings"]),
+        )
+
+    def add(self, outcome: Outcome) -> None:
+        """One step more is done."""
+        if outcome.skipped is not None:
+            self.warnings.append(f"step {self.steps} was skipped: {outcome.skipped}")
+        self.network = outcome.network
+        self.steps += 1
+        self.plan += outcome.plan
+        self.front += outcome.front
+        self.checks += outcome.checks
+        self.cost = add_costs(self.cost, outcome.cost)
+
+    def values(self) -> dict[str, Any]:
+        return {
+            "steps": self.steps,
+            "plan": self.plan,
+            "front": [point.model_dump() for point in self.front],
+            "checks": [check.model_dump() for check in self.checks],
+            "cost": self.cost.model_dump(),
+            "warnings": self.warnings,
+            "weights": self.network.state_dict(),
+        }
+
+
+def fingerprint(inputs: JobInputs) -> dict[str, str]:
+    """sha256 of everything that decides the result, part by part: a checkpoint of other inputs is not gone on from."""
+    parts = {
+        "model": inputs.model.model_dump(mode="json", exclude={"path"}),
+        "dataset": [item.model_dump(mode="json", exclude={"path"}) for item in inputs.datasets],
+        "recipe": inputs.recipe.model_dump(mode="json"),
+    }
+    return {name: hashlib.sha256(json.dumps(part, sort_keys=True).encode()).hexdigest() for name, part in parts.items()}
+
+
+def reproduce(inputs: JobInputs) -> str:
+    """Two commands that do it again: over HTTP, and without the service."""
+    model, dataset = inputs.model, inputs.datasets[0]
+    data = "builtin:digits" if dataset.format == "digits" else f"DATASET  # sha256 {dataset.sha256}"
+    words = ["billhook prune MODEL"]
+    if model.options.architecture is not None and model.options.input_shape is not None:
+        shape = ",".join(map(str, model.options.input_shape))
+        words.append(f"--architecture {model.options.architecture} --input-shape {shape}")
+    for name, options in (("preprocess", dataset.options.preprocess), ("splits", dataset.options.splits)):
+        given = options.model_dump_json(exclude_defaults=True)
+        if given != "{}":
+            words.append(f"--{name} {shlex.quote(given)}")
+    words.append(f"--recipe recipe.json --output pruned.onnx --data {data}")
+    return f"# MODEL: sha256 {model.sha256}\n{' '.join(words)}\npython -m core.pipeline JOB.json WORKDIR"
+
+
+def _spec(name: str, dtype: str, shape: Sequence[int | str]) -> dict[str, Any]:
+    return {"name": name, "dtype": dtype, "shape": list(shape)}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """`python -m core.pipeline JOB.json WORKDIR`. The exit status: 0, or 1 after an error, which goes to stderr."""
+    parser = argparse.ArgumentParser(prog="python -m core.pipeline", description="run one job without the service")
+    parser.add_argument("job", type=Path, help="a core.job.JobInputs as JSON")
+    parser.add_argument("workdir", type=Path, help="gets state/ and out/; an earlier run's state is continued")
+    given = parser.parse_args(arguments)
+
+    def emit(name: str, /, **body: Any) -> None:
+        sys.stdout.write(json.dumps({"name": name, "body": jsonable(body)}, allow_nan=False) + "\n")
+        sys.stdout.flush()
+
+    try:
+        run(JobInputs.model_validate_json(given.job.read_bytes()), given.workdir, emit)
+    except BillhookError as error:
+        sys.stderr.write(json.dumps(error.as_dict(), indent=1) + "\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,227 @@
+"""The report as Markdown, for a person. Torch-free; the JSON is the report, this is a rendering of it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+
+from core.report import Latency, Report, Variant
+
+_MIB = 2**20
+
+
+def to_markdown(report: Report) -> str:
+    """The whole report: verdict, before and after, requirements, checks, layers, front, cost, environment, method."""
+    original, pruned = report.variants["original"], report.variants["pruned"]
+    parts = [
+        "# Pruning report",
+        _verdict(report),
+        *(_warnings(report.warnings)),
+        "## Before and after",
+        _before_and_after(report),
+        "### Latency",
+        _latencies(original, pruned),
+        "## Targets and requirements",
+        _targets(report),
+        "## Checks",
+        _checks(report),
+        "## Layers",
+        _layers(report),
+        *_frozen(report),
+        "## Networks visited",
+        _front(report),
+        "## Cost of pruning",
+        _table(
+            ["epochs", "images", "epoch-parameters", "seconds"],
+            [[f"{report.cost.epochs}", f"{report.cost.images:,}", f"{report.cost.epoch_params:,}",
+              f"{report.cost.seconds:,.1f}"]],
+        ),
+        "## How it was measured",
+        _method(report),
+        "## Inputs and environment",
+        _environment(report),
+        "## Again",
+        f"```\n{report.reproduce}\n```",
+    ]  # fmt: skip
+    return "\n\n".join(parts) + "\n"
+
+
+def _verdict(report: Report) -> str:
+    ratios, pruned = report.ratios, report.variants["pruned"]
+    drop = ratios["accuracy_drop"] * 100
+    change = f"{drop:.2f} points lower" if drop > 0 else f"{-drop:.2f} points higher" if drop < 0 else "unchanged"
+    target = "The target is met." if report.target_met else "**The target is missed.**"
+    if not report.requirements:
+        required = "Nothing was required."
+    elif report.requirements_met:
+        required = "All requirements are met."
+    else:
+        missed = [item.name for item in report.requirements if not item.passed]
+        required = f"**Requirements missed: {', '.join(missed)}.**"
+    return (
+        f"{ratios['params_ratio']:.0%} of the parameters and {ratios['macs_ratio']:.0%} of the MACs remain; "
+        f"the latency is {ratios['latency_ratio']:.2f} of the original's; "
+        f"test accuracy {pruned.test.accuracy:.2%}, {change}. {target} {required}"
+    )
+
+
+def _warnings(warnings: Sequence[str]) -> list[str]:
+    return ["\n".join(f"> **Note:** {warning}" for warning in warnings)] if warnings else []
+
+
+def _before_and_after(report: Report) -> str:
+    original, pruned = report.variants["original"], report.variants["pruned"]
+    rows: list[tuple[str, Callable[[Variant], float], Callable[[float], str]]] = [
+        ("test accuracy", lambda v: v.test.accuracy, lambda n: f"{n:.2%}"),
+        ("validation accuracy", lambda v: v.validation.accuracy, lambda n: f"{n:.2%}"),
+        ("test loss, nats", lambda v: v.test.loss, lambda n: f"{n:.4f}"),
+        ("validation loss, nats", lambda v: v.validation.loss, lambda n: f"{n:.4f}"),
+        ("parameters", lambda v: v.params, lambda n: f"{n:,.0f}"),
+        ("MACs", lambda v: v.macs, lambda n: f"{n:,.0f}"),
+        ("filters", lambda v: v.filters, lambda n: f"{n:,.0f}"),
+        ("file, bytes", lambda v: v.file_bytes, lambda n: f"{n:,.0f}"),
+        ("latency p50, ms", lambda v: v.latency[0].latency_ms_p50, lambda n: f"{n:.3f}"),
+        ("peak memory, MiB", lambda v: v.memory.peak_memory_bytes / _MIB, lambda n: f"{n:.2f}"),
+    ]
+    cells = []
+    for name, value, text in rows:
+        before, after = value(original), value(pruned)
+        if name.endswith("accuracy"):
+            ratio = f"{(after - before) * 100:+.2f} points"
+        else:
+            ratio = f"{after / before:.3f}" if before else "–"
+        cells.append([name, text(before), text(after), ratio])
+    return _table(["", "original", "pruned", "pruned / original"], cells)
+
+
+def _latencies(original: Variant, pruned: Variant) -> str:
+    cells = []
+    for before, after in zip(original.latency, pruned.latency, strict=True):
+        for name, latency in (("original", before), ("pruned", after)):
+            cells.append([_setting(latency), name, *_figures(latency)])
+    heads = ["setting", "", "p50, ms", "p90, ms", "p99, ms", "mean ± std, ms", "samples", "stable"]
+    return _table(heads, cells)
+
+
+def _setting(latency: Latency) -> str:
+    threads = "thread" if latency.threads == 1 else "threads"
+    return f"{latency.device}, batch {latency.batch_size}, {latency.threads} {threads}"
+
+
+def _figures(latency: Latency) -> list[str]:
+    return [
+        f"{latency.latency_ms_p50:.3f}",
+        f"{latency.latency_ms_p90:.3f}",
+        f"{latency.latency_ms_p99:.3f}",
+        f"{latency.latency_ms_mean:.3f} ± {latency.latency_ms_std:.3f}",
+        f"{len(latency.samples_ms)}",
+        "yes" if latency.stable else "**no**",
+    ]
+
+
+def _targets(report: Report) -> str:
+    rows = [
+        [f"target {target.name}", f"at most {target.target:g}", f"{target.reached:.6g}", _mark(target.met)]
+        for target in report.targets
+    ]
+    rows += [
+        [f"requirement {item.name}", item.required, f"{item.measured:.6g}", _mark(item.passed)]
+        for item in report.requirements
+    ]
+    return _table(["", "asked", "measured", "met"], rows)
+
+
+def _checks(report: Report) -> str:
+    rows = [
+        [check.name, f"{check.error:.3g}", f"{check.bound:.3g}", f"{check.images}", _mark(check.passed)]
+        for check in report.checks
+    ]
+    note = (
+        "Exactness: the cut network against the uncut one with the removed channels zeroed, in float64. Parity: ONNX "
+        "Runtime against torch. The error is the greatest absolute difference over the greatest absolute output."
+    )
+    return note + "\n\n" + _table(["check", "error", "bound", "images", "passed"], rows)
+
+
+def _layers(report: Report) -> str:
+    def pair(before: float | None, after: float | None, form: str) -> str:
+        if before is None or after is None:
+            return "–"
+        same = format(before, form) == format(after, form)
+        return format(before, form) if same else f"{before:{form}} → {after:{form}}"
+
+    rows = [
+        [
+            f"`{layer.name}`",
+            layer.kind,
+            pair(layer.channels_before, layer.channels_after, ","),
+            pair(layer.params_before, layer.params_after, ","),
+            pair(layer.macs_before, layer.macs_after, ","),
+            pair(layer.latency_ms_before, layer.latency_ms_after, ".4f"),
+        ]
+        for layer in report.layers
+    ]
+    return _table(["layer", "kind", "channels", "parameters", "MACs", "ms (profiled)"], rows)
+
+
+def _frozen(report: Report) -> list[str]:
+    if not report.frozen:
+        return []
+    rows = [
+        [", ".join(f"`{name}`" for name in item.layers), item.reason, item.operator, f"`{item.node}`"]
+        for item in report.frozen
+    ]
+    return ["### Not cut", _table(["layers", "reason", "operator", "node"], rows)]
+
+
+def _front(report: Report) -> str:
+    rows = [
+        [f"{point.step}", f"{point.round}", f"{point.params:,}", f"{point.macs:,}", f"{point.filters:,}",
+         "–" if point.validation_accuracy is None else f"{point.validation_accuracy:.2%}"]
+        for point in report.front
+    ]  # fmt: skip
+    return _table(["step", "round", "parameters", "MACs", "filters", "validation accuracy"], rows)
+
+
+def _method(report: Report) -> str:
+    latency = report.variants["pruned"].latency[0]
+    items = [
+        f"Accuracy and loss: the ONNX files in {latency.runtime}, on {report.variants['pruned'].validation.images:,} "
+        f"validation and {report.variants['pruned'].test.images:,} test images.",
+        "Latency: samples of original and pruned taken in turns in one process, repeated until the medians of three "
+        "windows in a row agree within 10 %, else marked unstable; the raw samples are in report.json.",
+        "Peak memory: resident bytes of a fresh process at its peak, over those of an empty session.",
+        f"MACs: one multiply-accumulate counts 1, at a batch of one. Counted: {', '.join(report.macs_counted)}. "
+        f"Not counted: {', '.join(report.macs_not_counted)}.",
+        "Milliseconds per layer: ONNX Runtime's profile, with what it fused into the layer. Shares, not a latency.",
+    ]
+    return "\n".join(f"- {item}" for item in items)
+
+
+def _environment(report: Report) -> str:
+    model = report.inputs.get("model", {})
+    rows = [["model, sha256", f"`{model.get('sha256', '–')}`"]]
+    for dataset in report.inputs.get("datasets", []):
+        rows.append([f"dataset ({dataset.get('format', '–')}), sha256", f"`{dataset.get('sha256') or 'built in'}`"])
+    for key, value in report.environment.items():
+        if isinstance(value, dict):
+            value = ", ".join(f"{name} {item}" for name, item in value.items())
+        elif isinstance(value, list):
+            value = ", ".join(map(str, value))
+        rows.append([key.replace("_", " "), "–" if value is None else f"{value}"])
+    return _table(["", ""], rows)
+
+
+def _mark(passed: bool) -> str:
+    return "yes" if passed else "**no**"
+
+
+def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join("| " + " | ".join(_cell(cell) for cell in line) + " |" for line in lines)
+
+
+def _cell(text: str) -> str:
+    """Names come from uploads: they may not end a cell, a line or a code span's backticks early, nor be HTML."""
+    flat = " ".join(text.splitlines())
+    return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", flat.replace("\\", "\\\\").replace("|", "\\|"))

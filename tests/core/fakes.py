@@ -1,0 +1,119 @@
+"""Stands-in at core's ports: an event list, a trainer that trains nothing, a small dataset."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from core.data.datasets import Dataset, Split
+from core.graph.network import Network
+from core.job import Preprocess
+from core.recipe import Training
+from core.report import Cost
+from core.state import State
+from core.training.port import FitResult, Score, SplitName
+
+
+class Events(list[tuple[str, dict[str, Any]]]):
+    """An `Emit` that keeps what it is told."""
+
+    def __call__(self, name: str, /, **body: Any) -> None:
+        self.append((name, body))
+
+    def named(self, ending: str) -> list[dict[str, Any]]:
+        """Bodies of the events whose name ends in `ending`."""
+        return [body for name, body in self if name.endswith(ending)]
+
+
+class ScriptedTrainer:
+    """A `TrainerPort` that leaves the weights alone: `steps` iterations per epoch, accuracies from a script.
+
+    `forward` runs the network in training mode at each iteration, which is what activations are noticed in.
+    """
+
+    def __init__(self, accuracies: Sequence[float] = (), steps: int = 1, forward: bool = False) -> None:
+        self.training = Training()
+        self.labels: list[tuple[str, int]] = []
+        self.expected: list[list[tuple[int, int]]] = []
+        self.recalibrated: list[str] = []
+        self._accuracies = iter(accuracies)
+        self._steps = steps
+        self._forward = forward
+
+    def fit(
+        self,
+        network: Network,
+        *,
+        training: Training,
+        epochs: int,
+        label: str,
+        state: State,
+        on_batch: Callable[[Network], None] | None = None,
+        on_epoch: Callable[[dict[str, Any]], None] | None = None,
+        restore_best: bool | None = None,
+    ) -> FitResult:
+        self.labels.append((label, epochs))
+        network.train()
+        for _ in range(epochs):
+            for seed in range(self._steps):
+                if self._forward:
+                    with torch.no_grad():
+                        network(network.example_input(batch=2, seed=seed))
+                if on_batch is not None:
+                    on_batch(network)
+            if on_epoch is not None:
+                on_epoch({})
+        network.eval()
+        score = Score(next(self._accuracies, 0.5), 1.0, 10) if epochs else None
+        return FitResult([{}] * epochs, score, epochs or None, Cost(epochs=epochs))
+
+    def evaluate(self, network: Network, split: SplitName) -> Score:
+        return Score(next(self._accuracies, 0.5), 1.0, 10)
+
+    def recalibrate(self, network: Network, *, label: str) -> int:
+        self.recalibrated.append(label)
+        return 0
+
+    def expect(self, part: str, trainings: Sequence[tuple[int, int]]) -> None:
+        self.expected.append(list(trainings))
+
+    def resumed(self, cost: Cost) -> None:
+        pass
+
+
+def small_dataset(
+    *,
+    images: int = 64,
+    size: int = 8,
+    channels: int = 1,
+    classes: int = 4,
+    seed: int = 0,
+    preprocess: Preprocess | None = None,
+) -> Dataset:
+    """Images whose class is the place of a bright square: learnt in a few epochs. uint8; validation and test are each
+    half as many."""
+    generator = torch.Generator().manual_seed(seed)
+    splits = {}
+    for name, number in (("train", images), ("validation", images // 2), ("test", images // 2)):
+        y = torch.arange(number) % classes
+        x = torch.randint(0, 120, (number, channels, size, size), generator=generator, dtype=torch.uint8)
+        half = size // 2
+        for image, label in zip(x, y.tolist(), strict=True):
+            top, left = half * (label // 2 % 2), half * (label % 2)
+            image[:, top : top + half, left : left + half] += 100
+        splits[name] = Split(x, y, given=True, index_sha256=name)
+    return Dataset(
+        splits=splits,  # type: ignore[arg-type]  # the keys are split names
+        classes=tuple(f"class {index}" for index in range(classes)),
+        options=preprocess or Preprocess(),
+        channels="L" if channels == 1 else "RGB",
+        details={},
+        warnings=(),
+    )
+
+
+def empty_state(workdir: Path, events: Events | None = None) -> State:
+    return State.open(workdir, fingerprint={"test": "x"}, emit=Events() if events is None else events)
