@@ -34,13 +34,6 @@ def test_the_scale_goes_back_to_0_to_16() -> None:
     assert set(np.unique(original)) == set(range(17))
 
 
-def test_the_shipped_file_is_what_the_script_makes() -> None:
-    source = pytest.importorskip("sklearn.datasets").load_digits()
-    with np.load(DIGITS) as arrays:
-        assert np.array_equal(arrays["x_train"], np.rint(source.images * 255 / 16))
-        assert np.array_equal(arrays["y_train"], source.target)
-
-
 def test_a_file_is_refused(load: Load, tmp_path: Path) -> None:
     with pytest.raises(DatasetRefused) as caught:
         load(tmp_path / "a.npz", "digits")

@@ -213,7 +213,7 @@ def test_one_class_is_refused(load: Load, make_npz: Npz) -> None:
     ("images", "message"),
     [
         (X.astype(np.float32) / 100 - 1, "values from -1 to"),
-        (np.where(X == X[0, 0, 0], np.nan, X), "values from nan to nan"),
+        (np.where(X[0, 0, 0] == X, np.nan, X), "values from nan to nan"),
         (X.astype(np.int32) * 2, "values from 0 to 5"),
         (X[:, 0], "images are 30×5"),
         (np.zeros((30, 6, 5, 4), dtype=np.uint8), "images are 30×6×5×4"),

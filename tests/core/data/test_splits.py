@@ -30,7 +30,7 @@ def test_splits_are_stratified_and_complete() -> None:
     labels = given.splits["train"].y.clone()
     parts = split_source(given, Splits(validation=0.1, test=0.2, seed=3))
     positions = {name: part.images.x.flatten().tolist() for name, part in parts.items()}
-    assert sorted(sum(positions.values(), [])) == list(range(100))
+    assert sorted(position for each in positions.values() for position in each) == list(range(100))
     for part in parts.values():
         # each image still has its own label
         assert torch.equal(part.images.y, labels[part.images.x.flatten().long()])
