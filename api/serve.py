@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except CannotStart as error:
         sys.stderr.write(f"billhook-server: {error}\n")
     except OSError as error:
-        sys.stderr.write(f"billhook-server: {error.filename or settings.data_dir}: {error.strerror}\n")
+        sys.stderr.write(f"billhook-server: {error.filename or settings.data_dir}: {error.strerror or error}\n")
     return 1
 
 
@@ -126,7 +126,10 @@ def _listen(settings: Settings, *, allow_remote: bool) -> Iterator[socket.socket
 
 def _prepare(settings: Settings) -> None:
     """The schema and the key."""
-    engine = connect(settings.database_url)
+    try:
+        engine = connect(settings.database_url)
+    except (ValueError, ImportError, SQLAlchemyError) as error:
+        raise CannotStart(f"the database cannot be used: {error}") from None
     try:
         upgrade(engine)
         secret = _secret(settings)
