@@ -402,3 +402,12 @@ def test_up_starts_the_installed_server(run: Command, monkeypatch: pytest.Monkey
         server.touch(mode=0o755)
         run("up", "--port", "0")
         assert started[-1] == (str(server), [str(server), "--port", "0"])
+
+
+def test_up_with_a_broken_server(run: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("sys.executable", str(tmp_path / "python"))
+    (tmp_path / "billhook-server").write_bytes(b"no program")
+    (tmp_path / "billhook-server").chmod(0o755)
+    code, _, err = run("up")
+    assert code == 1
+    assert "Exec format error" in err

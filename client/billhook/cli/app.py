@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Annotated
 
 import typer
@@ -77,10 +75,6 @@ app.add_typer(recipes.recipes)
 jobs.add_to(app)
 
 
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command with `arguments` (default: those of the process). The exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
@@ -96,10 +90,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return BAD_USAGE
     except (KeyboardInterrupt, typer.Abort):
         return INTERRUPTED
+    except Exception as error:  # outside of any command's own handling
+        return Session(None, None, False, "--json" in given).fail(error)
     return int(code or 0)
-
-
-def run() -> None:
-    """The console script: `main` with SIGTERM taken as Ctrl-C, as build servers send it."""
-    signal.signal(signal.SIGTERM, _interrupt)
-    sys.exit(main())

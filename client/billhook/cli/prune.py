@@ -96,13 +96,13 @@ def prune(
         raise InputInvalid(f"--report {report}: there is no folder {report.absolute().parent}")
     job: list[Job] = []
     missed: RequirementsMissed | None = None
-    with ProgressDisplay(session.err) as display:
+    try:
+        with ProgressDisplay(session.err) as display:
 
-        def tell(progress: Progress) -> None:
-            job[:] = [progress.job] if progress.job is not None else job
-            _tell(session, display, progress)
+            def tell(progress: Progress) -> None:
+                job[:] = [progress.job] if progress.job is not None else job
+                _tell(session, display, progress)
 
-        try:
             result = session.client.prune(
                 model, data, recipe_argument(recipe), output,
                 architecture=architecture, input_shape=shape_argument(input_shape),
@@ -111,15 +111,14 @@ def prune(
                 requirements=dict(map(requirement, require or [])) or None,
                 name=name, tags=tag or [], device=device, timeout=timeout, on_progress=tell,
             )  # fmt: skip
-        except RequirementsMissed as error:
-            missed, result = error, error.result
-        except (Exception, KeyboardInterrupt) as error:
-            display.__exit__(None, None, None)
-            return session.fail(error, **({"job": job[-1].raw} if job else {}))
-    if report is not None:
-        _write_report(session, result, report)
+    except RequirementsMissed as error:
+        missed, result = error, error.result
+    except (Exception, KeyboardInterrupt) as error:
+        return session.fail(error, **({"job": job[-1].raw} if job else {}))
     session.show(_document(result, missed), lambda: tables.report(result.report))
     session.note(f"{result.file.path}: {tables.size(result.file.bytes)}, sha256 {result.file.sha256}")
+    if report is not None:
+        _write_report(session, result, report)
     if missed is not None:
         session.note(f"missed: {missed.message}")
         return MISSED
