@@ -17,7 +17,7 @@ from core.errors import Fault, ModelRefused, ModelTooLarge, ModelUnreadable, Ope
 from core.graph.architectures import from_weights
 from core.graph.limits import MAX_FILE_BYTES, MAX_FOLDED_ELEMENTS, MAX_RANK, MAX_STATIC_BATCH
 from core.graph.network import Network, Origin, TensorSpec
-from core.graph.onnx_checks import check, check_tensor, parse
+from core.graph.onnx_checks import check, check_by_onnx, check_tensor, parse
 from core.graph.onnx_constants import FOLDERS, CannotFold, fold, shape_vector
 from core.graph.onnx_reading import HOME, Reading, described
 from core.graph.operators import READERS
@@ -49,6 +49,7 @@ def read_onnx(path: Path, options: ModelOptions | None = None) -> Network:
     inputs = tuple(_spec(item) for item in model.graph.input if item.name not in weights)
     outputs = tuple(_spec(item) for item in model.graph.output)
     static_batch = _static_batch(inputs)
+    check_by_onnx(model)
     dynamic_space = any(isinstance(size, str) for spec in inputs for size in spec.shape[1:])
     first_error: ModelRefused | None = None
     for size in EXAMPLE_SIZES if dynamic_space else EXAMPLE_SIZES[:1]:

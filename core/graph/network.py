@@ -165,6 +165,7 @@ class _Shapes(fx.Interpreter):
 
     def __init__(self, module: fx.GraphModule, batch: int) -> None:
         super().__init__(module)
+        self.extra_traceback = False  # it would be written into our own errors
         self.batch = batch
         self.found: dict[fx.Node, tuple[int, ...]] = {}
 

@@ -54,7 +54,7 @@ def check(model: ModelProto) -> int:
     """Refuses what is not taken, by node name. Returns the opset.
 
     Raises `ModelTooLarge` past a cap; `OperatorUnknown` for custom domains and control flow; `ModelRefused` for data in
-    other files, names used twice, nodes out of order or in a cycle, and what `onnx.checker` finds.
+    other files, names used twice, nodes out of order or in a cycle.
     """
     opset = _opset(model)
     graph = model.graph
@@ -67,12 +67,16 @@ def check(model: ModelProto) -> int:
     for node in graph.node:
         _check_node(node)
     _check_names(model)
+    return opset
+
+
+def check_by_onnx(model: ModelProto) -> None:
+    """`onnx.checker`'s word, asked after our own checks have bounded the model. Raises `ModelRefused`."""
     try:
         onnx.checker.check_model(model)
     except (onnx.checker.ValidationError, ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()
         raise ModelRefused(f"onnx.checker refuses the model: {reason[0] if reason else 'no reason given'}") from None
-    return opset
 
 
 def check_tensor(tensor: TensorProto, what: str) -> None:
@@ -146,9 +150,9 @@ def _check_names(model: ModelProto) -> None:
     for node in model.graph.node:
         for name in node.input:
             if name and name not in known:
-                late = f"which {makers[name]} makes later: the graph has a cycle, or its nodes are out of order"
-                reason = late if name in makers else "which nothing makes"
-                raise ModelRefused(f"operator {node.op_type} at node {described(node)} reads {name!r}, {reason}")
+                late = f"{makers.get(name)} makes later: the graph has a cycle, or its nodes are out of order"
+                reason = late if name in makers else "nothing makes"
+                raise ModelRefused(f"operator {node.op_type} at node {described(node)} reads {name!r}, which {reason}")
         known.update(name for name in node.output if name)
     for item in model.graph.output:
         if item.name not in known:
