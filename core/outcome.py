@@ -1,12 +1,15 @@
-"""What a method gives back."""
+"""What a method gives back, and what all steps together have left."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from core.graph.cuts import replay
 from core.graph.network import Network
 from core.report import Check, Cost, FrontPoint
+from core.state import State
+from core.training.port import add_costs
 
 
 @dataclass(frozen=True)
@@ -23,3 +26,56 @@ class Outcome:
     cost: Cost
     checks: list[Check]
     skipped: str | None = None
+
+
+@dataclass
+class Done:
+    """What the steps so far have left. `plan` is replayable on the original."""
+
+    network: Network
+    steps: int = 0
+    plan: list[dict[str, Any]] = field(default_factory=list)
+    front: list[FrontPoint] = field(default_factory=list)
+    checks: list[Check] = field(default_factory=list)
+    cost: Cost = field(default_factory=Cost)
+    warnings: list[str] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, state: State, original: Network) -> Done:
+        """As an earlier attempt saved it (`values`); nothing done where it saved nothing."""
+        if "steps" not in state:
+            return cls(original)
+        network = replay(original, state["plan"]) if state["plan"] else original.clone()
+        network.load_state_dict(state["weights"])
+        return cls(
+            network,
+            steps=state["steps"],
+            plan=list(state["plan"]),
+            front=[FrontPoint(**point) for point in state["front"]],
+            checks=[Check(**check) for check in state["checks"]],
+            cost=Cost(**state["cost"]),
+            warnings=list(state["warnings"]),
+        )
+
+    def add(self, outcome: Outcome) -> None:
+        """One step more is done."""
+        if outcome.skipped is not None:
+            self.warnings.append(f"step {self.steps} was skipped: {outcome.skipped}")
+        self.network = outcome.network
+        self.steps += 1
+        self.plan += outcome.plan
+        self.front += outcome.front
+        self.checks += outcome.checks
+        self.cost = add_costs(self.cost, outcome.cost)
+
+    def values(self) -> dict[str, Any]:
+        """For `State.save`."""
+        return {
+            "steps": self.steps,
+            "plan": self.plan,
+            "front": [point.model_dump() for point in self.front],
+            "checks": [check.model_dump() for check in self.checks],
+            "cost": self.cost.model_dump(),
+            "warnings": self.warnings,
+            "weights": self.network.state_dict(),
+        }

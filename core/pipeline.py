@@ -17,7 +17,6 @@ import json
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,6 @@ from core.devices import require_device, torch_settings
 from core.errors import BillhookError
 from core.events import Emit, jsonable
 from core.graph.counts import COUNTED, NOT_COUNTED, Counts, count
-from core.graph.cuts import replay
 from core.graph.export import check_parity, write_onnx
 from core.graph.groups import channel_groups
 from core.graph.importers import load
@@ -40,13 +38,12 @@ from core.graph.network import Network
 from core.job import DatasetInput, JobInputs, ModelInput
 from core.measure.environment import environment
 from core.methods.filter_norm import filter_norm, planned_trainings
-from core.outcome import Outcome
+from core.outcome import Done, Outcome
 from core.progress import Progress
-from core.report import Check, Cost, FrontPoint, Report
+from core.report import Check, Report
 from core.report_markdown import to_markdown
 from core.state import State, write_atomically
 from core.targets import Goal
-from core.training.port import add_costs
 from core.training.trainer import Trainer
 
 METHODS: Mapping[str, Callable[..., Outcome]] = {"filter_norm": filter_norm}
@@ -192,9 +189,9 @@ class _Job:
             check_better_than_guessing(state["baseline"], torch.bincount(labels).tolist())
         self.progress.end("baseline")
 
-    def _steps(self, original: Network, counts: Counts, dataset: Dataset, trainer: Trainer, state: State) -> _Done:
+    def _steps(self, original: Network, counts: Counts, dataset: Dataset, trainer: Trainer, state: State) -> Done:
         """The recipe's steps in order, each from where an earlier attempt left it."""
-        done = _Done.of(state, original)
+        done = Done.of(state, original)
         if done.steps:
             trainer.resumed(done.cost)
         for index, step in enumerate(self.recipe.steps[done.steps :], start=done.steps):
@@ -217,7 +214,7 @@ class _Job:
             self.progress.end(f"step/{index}")
         return done
 
-    def _export(self, original: Network, done: _Done, dataset: Dataset) -> dict[str, Path]:
+    def _export(self, original: Network, done: Done, dataset: Dataset) -> dict[str, Path]:
         """Writes the deterministic files and proves the ONNX. Returns the files that are compared."""
         self.emit("export/start")
         self.progress.begin("export", "export")
@@ -244,12 +241,19 @@ class _Job:
         self.progress.end("export")
         return files
 
-    def _measure(self, files: Mapping[str, Path], original: Network, done: _Done, dataset: Dataset) -> Report:
+    def _measure(self, files: Mapping[str, Path], original: Network, done: Done, dataset: Dataset) -> Report:
         """Measures, and writes the report."""
         self.emit("measure/start")
+        scored = 2 * (len(dataset.splits["validation"]) + len(dataset.splits["test"]))
+        self.progress.expect("measure", seconds=MEASURE_SECONDS + self.progress.seconds_of(scored))
         self.progress.begin("measure", "measure")
+
+        def emit(name: str, /, **body: Any) -> None:
+            self.emit(name, **body)
+            self.progress.tick()
+
         networks = {"original": original, "pruned": done.network}
-        variants = measure(files, networks, dataset, device=self.inputs.device, threads=self.threads, emit=self.emit)
+        variants = measure(files, networks, dataset, device=self.inputs.device, threads=self.threads, emit=emit)
         found = ratios(variants["original"], variants["pruned"])
         requirements = requirement_results(
             self.recipe.requirements.overridden_by(self.inputs.requirements), variants["pruned"], found
@@ -298,57 +302,6 @@ class _Job:
     def _write_json(self, name: str, document: Any) -> None:
         content = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
         write_atomically(self.out / name, content.encode())
-
-
-@dataclass
-class _Done:
-    """What the steps so far have left."""
-
-    network: Network
-    steps: int = 0
-    plan: list[dict[str, Any]] = field(default_factory=list)
-    front: list[FrontPoint] = field(default_factory=list)
-    checks: list[Check] = field(default_factory=list)
-    cost: Cost = field(default_factory=Cost)
-    warnings: list[str] = field(default_factory=list)
-
-    @classmethod
-    def of(cls, state: State, original: Network) -> _Done:
-        if "steps" not in state:
-            return cls(original)
-        network = replay(original, state["plan"]) if state["plan"] else original.clone()
-        network.load_state_dict(state["weights"])
-        return cls(
-            network,
-            steps=state["steps"],
-            plan=list(state["plan"]),
-            front=[FrontPoint(**point) for point in state["front"]],
-            checks=[Check(**check) for check in state["checks"]],
-            cost=Cost(**state["cost"]),
-            warnings=list(state["warnings"]),
-        )
-
-    def add(self, outcome: Outcome) -> None:
-        """One step more is done."""
-        if outcome.skipped is not None:
-            self.warnings.append(f"step {self.steps} was skipped: {outcome.skipped}")
-        self.network = outcome.network
-        self.steps += 1
-        self.plan += outcome.plan
-        self.front += outcome.front
-        self.checks += outcome.checks
-        self.cost = add_costs(self.cost, outcome.cost)
-
-    def values(self) -> dict[str, Any]:
-        return {
-            "steps": self.steps,
-            "plan": self.plan,
-            "front": [point.model_dump() for point in self.front],
-            "checks": [check.model_dump() for check in self.checks],
-            "cost": self.cost.model_dump(),
-            "warnings": self.warnings,
-            "weights": self.network.state_dict(),
-        }
 
 
 def fingerprint(inputs: JobInputs) -> dict[str, str]:

@@ -16,6 +16,8 @@ from core.events import Emit
 TRAINING_PASSES = 3.0
 _MEMORY_SECONDS = 60.0
 _EVERY_SECONDS = 1.0
+_ENOUGH_SECONDS = 0.5
+"""Of measured work before a rate is believed: the first batch also pays for warming up."""
 
 
 class Progress:
@@ -60,11 +62,15 @@ class Progress:
         """The stage that is told from here on; the part stays."""
         self._stage = stage
 
+    def tick(self) -> None:
+        """Time has passed."""
+        self._settle()
+        self._tell()
+
     def end(self, part: str) -> None:
         """Nothing more is to do in `part`."""
         self.expect(part)
-        self._settle()
-        self._tell()
+        self.tick()
 
     def advance(self, passes: float) -> None:
         """`passes` more are done in the present part."""
@@ -78,10 +84,13 @@ class Progress:
     def eta_seconds(self) -> float | None:
         """Seconds still to come; None before anything was planned and measured that tells."""
         passes = sum(self._passes.values())
-        if not self._planned or (passes > 0 and self._rate_passes == 0):
+        if not self._planned or (passes > 0 and self._rate_seconds < _ENOUGH_SECONDS):
             return None
-        rate = self._rate_seconds / self._rate_passes if self._rate_passes else 0.0
-        return passes * rate + sum(self._seconds.values())
+        return self.seconds_of(passes) + sum(self._seconds.values())
+
+    def seconds_of(self, passes: float) -> float:
+        """What `passes` take at the rate measured lately; 0 before any was."""
+        return passes * self._rate_seconds / self._rate_passes if self._rate_passes else 0.0
 
     def _settle(self) -> float:
         """Books the time since the last call as spent; returns it."""

@@ -291,8 +291,9 @@ def require_reachable(network: Network, target: Goal, *, channel_multiple: int, 
 def planned_rounds(network: Network, target: Goal, *, ratio: float, channel_multiple: int) -> list[int]:
     """MACs at the start of each round that is expected until `target` holds (or widths are least), and after the last.
 
-    Widths are simulated with local scope (which the scores do not enter); counts in between are on a straight line.
-    Only the progress depends on it.
+    Widths are simulated with local scope (which the scores do not enter); the last round, which takes only what the
+    target needs, is taken to go half of its way; counts in between are on a straight line. Only the progress depends
+    on it.
     """
     groups = filter_groups(network)
     widths = {group.name: group.width for group in groups}
@@ -309,7 +310,7 @@ def planned_rounds(network: Network, target: Goal, *, ratio: float, channel_mult
     while not target.met(after(most)) and simulated_widths(widths, multiples, ratio, most) != least:
         most *= 2
     rounds = 1 + bisect_left(range(1, most), True, key=lambda number: target.met(after(number)))
-    first, last = count(network).macs, after(rounds).macs
+    first, last = count(network).macs, (after(rounds - 1).macs + after(rounds).macs) // 2
     return [first + (last - first) * number // rounds for number in range(rounds + 1)]
 
 
