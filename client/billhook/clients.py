@@ -201,7 +201,7 @@ class Client:
 
 
 class AsyncClient:
-    """A Billhook server, asynchronously (asyncio or trio): the same methods as `Client`, awaited or `async for`.
+    """A Billhook server, asynchronously: the same methods as `Client`, awaited or `async for`.
 
     A cancelled `prune` cancels its job on the server.
     """

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -73,19 +75,29 @@ def test_an_interruption_cancels_the_job(client: Either, fake: FakeServer, model
     assert phases[-2:] == ["cancelling", "cancelled"]
 
 
-def test_a_cancelled_task_cancels_its_job(fake: FakeServer, model_file: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", ["task", "scope"])
+def test_a_cancelled_task_cancels_its_job(how: str, fake: FakeServer, model_file: Path, tmp_path: Path) -> None:
     fake.job_plan = [{"state": "running"}]
 
     async def main() -> None:
+        stop: list[Callable[[], object]] = []
+
+        def tell(progress: billhook.Progress) -> None:
+            if progress.job is not None and progress.job.state == "running":
+                stop[0]()
+
         async with billhook.AsyncClient(fake.url, KEY) as client:
-            with anyio.move_on_after(30) as scope:
-
-                def stop(progress: billhook.Progress) -> None:
-                    if progress.job is not None and progress.job.state == "running":
-                        scope.cancel()
-
-                await client.prune(model_file, "builtin:digits", "half", tmp_path / "out.onnx", on_progress=stop)
-            assert scope.cancelled_caught
+            pruning = client.prune(model_file, "builtin:digits", "half", tmp_path / "out.onnx", on_progress=tell)
+            if how == "task":
+                task = asyncio.create_task(pruning)
+                stop.append(task.cancel)
+                with pytest.raises(asyncio.CancelledError):
+                    await task
+            else:
+                with anyio.move_on_after(30) as scope:
+                    stop.append(scope.cancel)
+                    await pruning
+                assert scope.cancelled_caught
 
     anyio.run(main)
     assert [job["state"] for job in fake.jobs.values()] == ["cancelling"]

@@ -100,6 +100,8 @@ def prune(
         with ProgressDisplay(session.err) as display:
 
             def tell(progress: Progress) -> None:
+                if progress.job is not None and not job:
+                    session.note(f"submitted as {progress.job.id}")
                 job[:] = [progress.job] if progress.job is not None else job
                 _tell(session, display, progress)
 
@@ -128,10 +130,7 @@ def prune(
 def _tell(session: Session, display: ProgressDisplay, progress: Progress) -> None:
     match progress.phase:
         case "run" if progress.job is not None:
-            if progress.job.state == "queued" and not progress.events:
-                display.show(f"{progress.job.id} queued", None)
-            else:
-                display.show_job(progress.job, progress.events)
+            display.show_job(progress.job, progress.events)
         case "cancelling":
             session.note("cancelling the job; interrupt again to leave at once")
         case "cancelled" if progress.job is not None:
