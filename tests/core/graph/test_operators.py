@@ -242,9 +242,15 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "uneven average": ({"body": "y = AveragePool<kernel_shape=[3,3], pads=[0,0,1,1]>(x)"}, "that are not counted"),
     "a channel concatenated to the batch": ({"body": "y = Concat<axis=0>(x, x)"}, "along the batch"),
     "a mean over the batch": ({"body": "y = ReduceMean<axes=[0]>(x)"}, "over the batch"),
-    "shapes that do not fit": ({"body": "a = Transpose<perm=[0,2,3,1]>(x)  y = Add(a, x)"}, "operator Add at node 'n1'"),
-    "groups that do not fit": ({"body": "y = Conv<group=3>(x, w)", "weights": {"w": (6, 2, 3, 3)}}, "do not fit together"),
-    "NaN weights": ({"body": "y = Conv(x, w)", "weights": {"w": np.full((6, 4, 3, 3), np.nan, np.float32)}}, "holds NaN"),
+    "shapes that do not fit": (
+       {"body": "a = Transpose<perm=[0,2,3,1]>(x)  y = Add(a, x)"}, "operator Add at node 'n1'",
+    ),
+    "groups that do not fit": (
+        {"body": "y = Conv<group=3>(x, w)", "weights": {"w": (6, 2, 3, 3)}}, "do not fit together",
+    ),
+    "NaN weights": (
+        {"body": "y = Conv(x, w)", "weights": {"w": np.full((6, 4, 3, 3), np.nan, np.float32)}}, "holds NaN",
+    ),
     "half weights": ({"body": "y = Mul(x, w)", "weights": {"w": np.ones((1, 4, 1, 1), np.float16)}}, "float16"),
     "whole weights": ({"body": "y = Conv(x, w)", "weights": {"w": np.ones((6, 4, 3, 3), np.int8)}}, "int8"),
 }  # fmt: skip

@@ -65,7 +65,7 @@ def networks(draw: st.DrawFn) -> tuple[str, dict[str, np.ndarray], int]:
             shape = (channels, 1, 3, 3)
             made = body.add(f"Conv<group={channels}, pads=[1,1,1,1]>({name}, {{w}})", channels, size, w=shape)
         elif kind == "norm":
-            four = {key: (channels,) for key in ("s", "c", "m", "v")}
+            four = dict.fromkeys(("s", "c", "m", "v"), (channels,))
             made = body.add(f"BatchNormalization({name}, {{s}}, {{c}}, {{m}}, {{v}})", channels, size, **four)
         elif kind == "add" and like:
             made = body.add(f"Add({name}, {draw(st.sampled_from(like))[0]})", channels, size)
@@ -143,7 +143,11 @@ def test_a_random_cut_of_a_random_network_is_exact(drawn: tuple[str, dict[str, n
         try:
             smaller, entry = cut(network, removal)
         except CutRefused as refusal:
-            assert any(refusal.message.startswith(reason) for reason in REFUSALS), refusal.message
+            reason = refusal.message
+        else:
+            reason = None
+        if reason is not None:
+            assert reason.startswith(REFUSALS)
             return
         assert check_cut(network, removal, smaller, inputs).passed
         write_onnx(smaller, path / "cut.onnx")
