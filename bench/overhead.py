@@ -56,13 +56,9 @@ def direct(document: dict[str, object], sha256: str) -> float:
 def over_http(client: Client, document: dict[str, object], model: str, dataset: str) -> float:
     """Seconds from `POST /v1/jobs` until the answer that says `succeeded`."""
     began = time.perf_counter()
-    job = client.submit(model=model, datasets=[dataset], recipe=document, name="bench/overhead")
-    while job.state not in ("succeeded", "failed", "cancelled"):
-        job = client.job(job.id, wait=30)
-    seconds = time.perf_counter() - began
-    if job.state != "succeeded":
-        raise SystemExit(f"the job ended {job.state}: {job.error}")
-    return seconds
+    job = client.submit_job(model, [dataset], document, name="bench/overhead")
+    client.wait_for_job(job.id)
+    return time.perf_counter() - began
 
 
 def serve(data: Path) -> subprocess.Popen[bytes]:
@@ -103,8 +99,8 @@ def main() -> int:
     try:
         address, key = (data / "address").read_text().strip(), (data / "key").read_text().strip()
         with Client(address, key) as client:
-            model = client.upload_model(MODEL, wait=True)
-            dataset = client.add_dataset("builtin:digits", wait=True)
+            model = client.upload_model(MODEL)
+            dataset = client.add_dataset("builtin:digits")
             load_dataset(DatasetInput(path=None, sha256=None, format="digits"))  # both find the files in the page cache
             for number in range(arguments.pairs):
                 runs = {}
