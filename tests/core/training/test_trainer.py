@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,7 @@ def trainer(data: Dataset, events: Events | None = None, *, seed: int = 0, clock
 def fit(
     data: Dataset, network: Network, workdir: Path, epochs: int = 3, training: Training = TRAINING, **more: Any
 ) -> FitResult:
-    state = more.pop("state", None) or empty_state(workdir)
+    state = more.pop("state") if "state" in more else empty_state(workdir)
     return trainer(data, more.pop("events", None), seed=more.pop("seed", 0)).fit(
         network, training=training, epochs=epochs, label="fine_tune/0", state=state, **more
     )
@@ -186,16 +187,11 @@ def test_a_resumed_training_ends_in_the_same_bits(
 
 
 def test_checkpoints_by_time_and_by_count(data: Dataset, tmp_path: Path) -> None:
-    events, now = Events(), [0.0]
-
-    def clock() -> float:
-        now[0] += 0.1
-        return now[0]
-
-    def run(epochs: int, workdir: Path) -> list[int]:
-        events.clear()
+    def run(epochs: int, workdir: Path, tick: float) -> list[int]:
+        """The epochs after which there was a checkpoint; each look at the clock finds it `tick` seconds later."""
+        events, now = Events(), itertools.count(0, tick)
         state = State.open(workdir, fingerprint={"test": "x"}, emit=events)
-        trainer(data, events, clock=clock).fit(
+        trainer(data, events, clock=lambda: next(now)).fit(
             cnn(), training=TRAINING, epochs=epochs, label="fine_tune/0", state=state, restore_best=False
         )
         saved, epoch = [], 0
@@ -205,14 +201,12 @@ def test_checkpoints_by_time_and_by_count(data: Dataset, tmp_path: Path) -> None
                 saved.append(epoch)
         return saved
 
-    assert run(13, tmp_path / "count") == [1, 6, 11]
-
-    def slow() -> float:
-        now[0] += 2.5  # read three times an epoch and twice after a checkpoint: 7.5 s an epoch
-        return now[0]
-
-    clock = slow  # type: ignore[assignment]
-    assert run(6, tmp_path / "time") == [1, 3, 5]
+    assert run(13, tmp_path / "count", 0.1) == [1, 6, 11]
+    assert run(7, tmp_path / "time", 2) == [
+        1,
+        3,
+        5,
+    ]  # three looks an epoch, one after a checkpoint: 10 s are two epochs
 
 
 def test_another_trainings_checkpoint_is_not_gone_on_from(data: Dataset, tmp_path: Path) -> None:

@@ -1,0 +1,147 @@
+"""filter_norm with a real trainer: killed after any checkpoint and started again, it ends in the same bits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from core.data.datasets import Dataset
+from core.graph.architectures import CifarResNet
+from core.graph.counts import count
+from core.graph.lowering import trace
+from core.graph.network import Network
+from core.methods.filter_norm import filter_norm
+from core.outcome import Outcome
+from core.progress import Progress
+from core.recipe import FineTune, Sgd, Target, Training
+from core.state import State
+from core.targets import Goal
+from core.training.trainer import Trainer
+from tests.core.fakes import Events, small_dataset
+
+
+class Killed(Exception):
+    """Stands for kill -9."""
+
+
+class Dying(Events):
+    """Dies right after the checkpoint of this number."""
+
+    def __init__(self, last: int | None) -> None:
+        super().__init__()
+        self.last = last
+
+    def __call__(self, name: str, /, **body: Any) -> None:
+        super().__call__(name, **body)
+        if name == "checkpoint" and body["number"] == self.last:
+            raise Killed
+
+    def epochs(self) -> list[str]:
+        return [name for name, _ in self if "/epoch/" in name]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def data() -> Dataset:
+    return small_dataset(images=48)
+
+
+def network() -> Network:
+    torch.manual_seed(0)
+    return trace(CifarResNet(8, num_classes=4, in_channels=1), (1, 8, 8), format="safetensors")
+
+
+def run(data: Dataset, workdir: Path, signal: Any, last: int | None = None) -> tuple[Outcome, Dying]:
+    events = Dying(last)
+    original = network()
+    trainer = Trainer(
+        data,
+        training=Training(optimizer=Sgd(lr=0.02), batch_size=16, augment="crop"),
+        device=torch.device("cpu"),
+        seed=3,
+        original_macs=count(original).macs,
+        emit=events,
+        progress=Progress(events),
+    )
+    outcome = filter_norm(
+        original,
+        data,
+        signal=signal,
+        ratio_per_round=0.3,
+        every_epochs=3,
+        scope="global" if signal == "activations" else "local",
+        normalize="none",
+        target=Goal(Target(macs=0.75), count(original)),
+        fine_tune=FineTune(epochs=4),
+        channel_multiple=4,
+        trainer=trainer,
+        emit=events,
+        state=State.open(workdir, fingerprint={"test": "x"}, emit=events).scope("method"),
+    )
+    assert all(torch.equal(a, b) for a, b in zip(original.parameters(), network().parameters(), strict=True))
+    return outcome, events
+
+
+@pytest.fixture(scope="module", params=["weights", "activations"])
+def signal(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(data: Dataset, signal: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Outcome, Dying]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("core.training.trainer.CHECKPOINT_EPOCHS", 1)
+        before = torch.get_num_threads()
+        torch.set_num_threads(1)
+        found = run(data, tmp_path_factory.mktemp("undisturbed"), signal)
+        torch.set_num_threads(before)
+        return found
+
+
+@pytest.mark.parametrize("kill_at", [1, 2, 3, 4, 5, 6])
+def test_killed_after_a_checkpoint_it_ends_in_the_same_bits(
+    kill_at: int,
+    data: Dataset,
+    signal: str,
+    undisturbed: tuple[Outcome, Dying],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Checkpoints 1 and 2 are in the middle of a round's training, 3 after its cut, and so on."""
+    monkeypatch.setattr("core.training.trainer.CHECKPOINT_EPOCHS", 1)
+    whole, events = undisturbed
+    with pytest.raises(Killed):
+        run(data, tmp_path, signal, last=kill_at)
+    again, after = run(data, tmp_path, signal)
+    assert again.plan == whole.plan
+    ours, theirs = again.network.state_dict(), whole.network.state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert again.front == whole.front
+    assert again.checks == whole.checks
+    assert again.cost.model_dump(exclude={"seconds"}) == whole.cost.model_dump(exclude={"seconds"})
+    # no epoch is repeated: each was followed by a checkpoint, or by the cut's
+    assert after.epochs() == events.epochs()[-len(after.epochs()) :]
+    names = [name for name, _ in events]
+    checkpoints = [index for index, (name, body) in enumerate(events) if body.get("number") == kill_at]
+    lost = [name for name in names[: checkpoints[0]] if "/epoch/" in name]
+    assert len(lost) + len(after.epochs()) == len(events.epochs())
+    # what was scored and removed after the resumption is what would have been
+    selects = [body for name, body in events if name.endswith("/select")]
+    later = [body for name, body in after if name.endswith("/select")]
+    assert later == selects[len(selects) - len(later) :]
+
+
+def test_the_network_that_was_given_is_left_as_it_is(undisturbed: tuple[Outcome, Dying]) -> None:
+    outcome, _ = undisturbed
+    assert count(outcome.network).macs <= 0.75 * count(network()).macs
