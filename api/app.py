@@ -8,11 +8,12 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import structlog
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from starlette.concurrency import run_in_threadpool
 
 from api import errors, openapi
 from api.auth import OPEN_PATHS, Authentication
+from api.parameters import refuse_unknown
 from api.recipe_files import RecipeFiles
 from api.request_log import RequestLog, configure_logging
 from api.routes import artifacts, datasets, health, jobs, models, recipes
@@ -49,7 +50,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     app.state.services = services
     for routes in (models, datasets, recipes, jobs, artifacts, health):
-        app.include_router(routes.router)
+        app.include_router(routes.router, dependencies=[Depends(refuse_unknown)])
     errors.install(app)
     openapi.install(app, OPEN_PATHS)
     # the last one added is the outermost

@@ -156,10 +156,12 @@ def _allowed(request: Request) -> list[str]:
     """The methods of an address. The framework names those of the first route that matches, and not the others."""
     app: FastAPI = request.app
     return sorted(
-        method.upper()
-        for path, operations in app.openapi()["paths"].items()
-        if compile_path(path)[0].fullmatch(request.url.path)
-        for method in operations
+        {
+            method.upper()
+            for path, operations in app.openapi()["paths"].items()
+            if compile_path(path)[0].fullmatch(request.url.path)
+            for method in operations
+        }
     )
 
 

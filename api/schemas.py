@@ -155,12 +155,20 @@ class AttemptOut(_Out):
         return cls.model_validate({name: getattr(attempt, name) for name in cls.model_fields})
 
 
+class NotFinite(_Out):
+    """A number that JSON cannot hold (`core.events.jsonable`)."""
+
+    float: Literal["nan", "inf", "-inf"] = Field(alias="$float")
+
+
 class Results(BaseModel):
     """The report in short."""
 
     model_config = ConfigDict(extra="allow")
 
-    ratios: dict[str, float] | None = Field(None, description="pruned / original; accuracy_drop = original - pruned")
+    ratios: dict[str, float | NotFinite | None] | None = Field(
+        None, description="pruned / original; accuracy_drop = original - pruned"
+    )
     target_met: bool | None = None
     requirements_met: bool | None = None
 

@@ -189,6 +189,9 @@ async def _read_form(request: Request, settings: Settings, sink: _Sink) -> dict[
     if not boundary:
         raise Refused("multipart_invalid", "the header Content-Type names no boundary")
     form = _Form(sink)
+    if stray := set(request.query_params) - {"wait"}:
+        faults = [Fault(f"/{name}", "with a form, this goes into the form") for name in sorted(stray)]
+        raise Refused("parameter_invalid", f"{len(faults)} parameter(s) cannot be used", faults=faults)
     try:
         parser = MultipartParser(boundary, form.callbacks())  # type: ignore[arg-type]
         async for chunk in _chunks(request, settings):

@@ -6,6 +6,7 @@ go through any more, however late they come. All functions here lock the job's r
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -114,13 +115,16 @@ def set_progress(
     session: Session, lease: Lease, stage: str | None = None, progress: float | None = None,
     eta_seconds: float | None = None,
 ) -> None:  # fmt: skip
-    """Where the job is: `stage` (left as it is if None), `progress` 0-1, seconds to go. Raises `LeaseLost`."""
+    """Where the job is: `stage` and `progress` 0-1 (left as they are if None), seconds to go. Raises `LeaseLost`.
+
+    A number that is not finite counts as None.
+    """
     job, _ = _fenced(session, lease)
     if stage is not None:
         job.stage = storable_text(stage)[:32]
-    if progress is not None:
+    if progress is not None and math.isfinite(progress):
         job.progress = min(1.0, max(0.0, progress))
-    job.eta_seconds = None if eta_seconds is None else max(0.0, eta_seconds)
+    job.eta_seconds = max(0.0, eta_seconds) if eta_seconds is not None and math.isfinite(eta_seconds) else None
 
 
 def add_artifact(

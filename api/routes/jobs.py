@@ -23,7 +23,7 @@ from core.errors import Fault
 from store import events, idempotency, jobs
 from store.database import transaction
 from store.idempotency import Answer
-from store.records import TERMINAL, Event, Job, JobState
+from store.records import TERMINAL, Attempt, Event, Job, JobState
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 ROUTE = "POST /v1/jobs"
@@ -85,7 +85,7 @@ def _submit_once(services: Services, owner: str, key: str | None, sha256: str, d
 def list_jobs(
     services: Shared,
     caller: Caller,
-    state: Annotated[list[JobState], Query(description="one of these states; may be repeated")] = [],  # noqa: B006
+    state: Annotated[list[JobState] | None, Query(description="one of these states; may be repeated")] = None,
     kind: str | None = None,
     name: Annotated[str | None, Query(description="names that begin with this")] = None,
     tag: str | None = None,
@@ -96,7 +96,7 @@ def list_jobs(
 
     def look(session: Session) -> JobPage:
         found = jobs.list_jobs(
-            session, caller.owner, states=state, kind=kind, name_prefix=name, tag=tag, before=page_token,
+            session, caller.owner, states=state or (), kind=kind, name_prefix=name, tag=tag, before=page_token,
             limit=page_size + 1,
         )  # fmt: skip
         items, token = cut(found, page_size)
@@ -110,15 +110,11 @@ def list_jobs(
 async def get_job(request: Request, job_id: str, services: Shared, caller: Caller, wait: Wait = 0) -> JobOut:
     """One job; `?wait=` waits until it is over."""
 
-    def look(session: Session) -> Job:
-        return jobs.get_job(session, caller.owner, job_id)
+    def look(session: Session) -> tuple[Job, list[Attempt]]:
+        return jobs.get_job(session, caller.owner, job_id), jobs.attempts(session, [job_id])[job_id]
 
-    job = await services.wait(request, look, lambda found: found.state in TERMINAL, wait)
-    return await run_in_threadpool(_out, services, job)
-
-
-def _out(services: Services, job: Job) -> JobOut:
-    return JobOut.of(job, services.read(lambda session: jobs.attempts(session, [job.id])[job.id]))
+    job, attempts = await services.wait(request, look, lambda found: found[0].state in TERMINAL, wait)
+    return JobOut.of(job, attempts)
 
 
 @router.post("/{job_id}/cancel", status_code=202)

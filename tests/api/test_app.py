@@ -118,6 +118,14 @@ def test_the_frameworks_own_errors_are_problems_too(api: Api) -> None:
     problem(api.http.get("/v1/recipes/..%2Fconftest"), 404, "not_found")
 
 
+def test_a_parameter_that_does_not_exist_is_not_ignored(api: Api) -> None:
+    for path in ("/v1/jobs", "/v1/models", "/v1/recipes", f"/v1/jobs/{api.job()}", "/healthz"):
+        document = problem(api.http.get(path, params={"stat": "queued", "page_siz": 2}), 400, "parameter_invalid")
+        assert [fault["pointer"] for fault in document["faults"]] == ["/page_siz", "/stat"]
+    assert "page_size" in problem(api.http.get("/v1/jobs?x=1"), 400, "parameter_invalid")["faults"][0]["expected"]
+    problem(api.http.post("/v1/jobs?wait=1", json={}), 400, "parameter_invalid")
+
+
 def test_what_nobody_foresaw_says_nothing(
     capfd: pytest.CaptureFixture[str], api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -326,6 +326,18 @@ def test_waiting_for_the_end_of_a_job(api: Api, tmp_path: Path) -> None:
     assert job["attempts"][0]["outcome"] == "succeeded"
 
 
+def test_what_is_no_number_is_said_so(api: Api) -> None:
+    job_id = api.job()
+    with transaction(api.services.engine) as session:
+        lease = leases.claim(session, job_id, "host:1", "cpu")
+        assert lease is not None
+        leases.set_progress(session, lease, "measure", float("nan"), float("inf"))
+        leases.finish(session, lease, "succeeded", {"ratios": {"latency": float("inf"), "params": None, "macs": 0.5}})
+    job = api.http.get(f"/v1/jobs/{job_id}").json()
+    assert job["results"]["ratios"] == {"latency": {"$float": "inf"}, "params": None, "macs": 0.5}
+    assert (job["stage"], job["eta_seconds"]) == ("measure", None)
+
+
 def test_waiting_for_an_event(api: Api) -> None:
     job_id = api.job()
     timer = threading.Timer(0.2, lambda: api.http.post(f"/v1/jobs/{job_id}/cancel"))

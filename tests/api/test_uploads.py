@@ -96,6 +96,15 @@ def test_options_that_cannot_be(api: Api, filename: str, fields: dict[str, str],
         assert nothing_is_left(api)
 
 
+def test_options_of_a_form_belong_into_the_form(api: Api) -> None:
+    answer = api.http.post(
+        "/v1/models", files={"file": ("m.onnx", CONTENT)}, params={"architecture": "vgg16", "wait": 0}
+    )
+    document = problem(answer, 400, "parameter_invalid")
+    assert pointers(document) == {"/architecture"}
+    assert nothing_is_left(api)
+
+
 def test_a_name_that_is_not_taken_says_what_is(api: Api) -> None:
     document = problem(api.http.post("/v1/models", files={"file": ("m.pkl", b"x")}), 422, "request_invalid")
     assert ".onnx, .safetensors" in document["faults"][0]["expected"]
