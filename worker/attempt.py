@@ -89,10 +89,11 @@ def heart_of(context: Context, lease: Lease) -> Heart:
 
     def look() -> Held:
         with reading(context.engine) as session:
-            job = session.get(Job, lease.job_id)
-            if job is None or job.current_attempt_id != lease.attempt_id:
-                return "lost"
-            return "cancelling" if job.state == "cancelling" else "held"
+            query = select(Job.state).where(Job.id == lease.job_id, Job.current_attempt_id == lease.attempt_id)
+            state = session.scalar(query)
+        if state is None:
+            return "lost"
+        return "cancelling" if state == "cancelling" else "held"
 
     return Heart(
         beat, look, interval=context.settings.heartbeat_seconds, lease_seconds=lease.seconds, stopping=context.stopping
@@ -108,6 +109,7 @@ class RunningAttempt:
         self._heart = heart
         self._gpu = gpu
         self._stage: str | None = None
+        self._eta_seconds: float | None = None
         self._workdir = Path()
 
     def run(self) -> None:
@@ -184,10 +186,12 @@ class RunningAttempt:
         def write(session: Session) -> None:
             logged, progress = split_progress(events)
             leases.append_events(session, self._lease, logged)
+            stage = last_stage(logged)
             if progress is not None:
                 leases.set_progress(session, self._lease, **progress)
-            elif (stage := last_stage(logged)) not in (None, self._stage):
-                leases.set_progress(session, self._lease, stage)
+                self._stage, self._eta_seconds = progress["stage"], progress["eta_seconds"]
+            elif stage not in (None, self._stage):
+                leases.set_progress(session, self._lease, stage, eta_seconds=self._eta_seconds)
                 self._stage = stage
 
         self._write(write)

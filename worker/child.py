@@ -9,9 +9,9 @@ pipe. It dies with its parent: Linux kills it then, and a broken pipe ends it in
 
 What this does not stop, honestly: the child runs as the worker's user on the worker's host. Code that took it over
 could read whatever files that user can read, use the network, signal the user's other processes, and start
-descendants that leave the session (those are neither counted against the memory limit nor killed; a child that is
-killed together with its parent leaves its own children to end by themselves). The limits hold against accidents and
-bombs in inputs. Run the worker in a container of its own, without network towards anything but the database, the broker
+any number of descendants that leave the session (those are neither counted against the memory limit nor killed; a child
+that dies with its parent leaves its own children to end by themselves). The limits hold against accidents and bombs in
+inputs. Run the worker in a container of its own, without network towards anything but the database, the broker
 and the storage, where uploads come from people you do not trust.
 """
 
@@ -39,6 +39,7 @@ from core.job import DatasetInput, JobInputs, ModelInput
 from core.report import Report
 
 PR_SET_PDEATHSIG = 1
+NICE = 5  # the worker and the API on the same machine stay prompt
 Operation = Callable[[Path, Emit], Mapping[str, Any]]
 
 
@@ -112,11 +113,10 @@ def main(arguments: Sequence[str] | None = None, operations: Mapping[str, Operat
     parser.add_argument("--open-files", type=int, required=True)
     parser.add_argument("--file-bytes", type=int, required=True, help="largest file that may be written")
     parser.add_argument("--cpu-seconds", type=int, required=True, help="CPU time of this process, all threads together")
-    parser.add_argument("--nice", type=int, default=5)
     options = parser.parse_args(arguments)
 
     die_with(options.parent)
-    confine(options.open_files, options.file_bytes, options.cpu_seconds, options.nice)
+    confine(options.open_files, options.file_bytes, options.cpu_seconds)
     os.set_inheritable(options.events_fd, False)
     faulthandler.enable()  # a crash in native code leaves its stack in the log
 
@@ -156,7 +156,7 @@ def die_with(parent: int) -> None:
         os._exit(1)
 
 
-def confine(open_files: int, file_bytes: int, cpu_seconds: int, nice: int) -> None:
+def confine(open_files: int, file_bytes: int, cpu_seconds: int) -> None:
     """Resource limits. Memory is watched by the parent: RLIMIT_AS counts what is only reserved, and breaks CUDA."""
     for limit, value in (
         (resource.RLIMIT_NOFILE, open_files),
@@ -168,7 +168,7 @@ def confine(open_files: int, file_bytes: int, cpu_seconds: int, nice: int) -> No
             value = min(value, hard)
         resource.setrlimit(limit, (value, hard))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    os.nice(nice)
+    os.nice(NICE)
     with suppress(OSError):  # where the kernel has it: out of memory, this process goes before the worker
         Path("/proc/self/oom_score_adj").write_text("500")
 

@@ -114,7 +114,7 @@ class Guard(threading.Thread):
             if self._exit_by is not None and now >= self._exit_by:
                 self._end("lingers", at_once=True)
             if now - self._began > self._limits.run_seconds:
-                self.limit("time_limit", f"the job ran longer than the {self._limits.run_seconds:.0f} s that it may")
+                self.limit("time_limit", f"its time is over: {max(0, self._limits.run_seconds):.0f} s were left to it")
             if now >= memory_at:
                 memory_at = now + MEMORY_SECONDS
                 self._watch_memory()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import structlog
@@ -88,8 +89,10 @@ def _close(context: Context, check: Check, heart: Heart, ended: Ended) -> None:
     log.info("child ended", subject=check.subject_id, verdict=ended.verdict, error=ended.body.get("code"),
              peak_memory_bytes=ended.peak_memory_bytes)  # fmt: skip
     if ended.verdict == "died":
-        # another worker tries when the check's lease runs out; after three deaths the store refuses the upload
         log.warning("child died", subject=check.subject_id, error=ended.body["message"], output_tail=ended.output_tail)
+        with transaction(context.engine) as session:
+            # the check's lease ends now: it is tried again, and after three deaths the store refuses the upload
+            uploads.extend_check(session, dataclasses.replace(check, seconds=0.0))
         return
     with transaction(context.engine) as session:
         if ended.verdict == "result":

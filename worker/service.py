@@ -21,6 +21,8 @@ from worker.loops import start_loops
 from worker.tasks import add_tasks
 from worker.workdir import remove_abandoned
 
+WAKE_SECONDS = 0.5
+
 log = structlog.get_logger("billhook.worker")
 
 
@@ -51,6 +53,8 @@ def serve(context: Context, queues: Sequence[str]) -> int:
         hostname=f"billhook@{context.name}", pool="threads", concurrency=1, loglevel=context.settings.log_level.upper(),
         without_gossip=True, without_mingle=True, without_heartbeat=True, quiet=True,
     )  # fmt: skip
+    # a signal that reaches another thread does not wake the loop; this does, and it looks whether it is to stop
+    worker.timer.call_repeatedly(WAKE_SECONDS, lambda: None)
     try:
         worker.start()
     finally:

@@ -51,26 +51,27 @@ class Lines:
         self.last: EventLine | None = None  # `result` or `error`
         self.fault: str | None = None
         self._limits = limits
-        self._buffer = bytearray()
+        self._buffer = b""
         self._lines = 0
         self._bytes = 0
 
     def feed(self, data: bytes) -> list[EventLine]:
         """The events that `data` completes. Nothing is taken after the last line, or after a fault."""
         self._bytes += len(data)
-        self._buffer += data
+        *complete, rest = (self._buffer + data).split(b"\n")
+        self._buffer = rest
         events: list[EventLine] = []
-        while self.last is None and self.fault is None:
-            end = self._buffer.find(b"\n")
-            if max(end, len(self._buffer) if end < 0 else 0) > self._limits.line_bytes:
+        for line in complete:
+            if self.last is not None or self.fault is not None:
+                return events
+            if len(line) > self._limits.line_bytes:
                 self.fault = f"an event is longer than {self._limits.line_bytes} bytes"
-            elif self._lines > self._limits.lines or self._bytes > self._limits.pipe_bytes:
-                self.fault = f"more than {self._limits.lines} events or {self._limits.pipe_bytes} bytes of them"
-            elif end < 0:
-                break
             else:
-                self._take(bytes(self._buffer[:end]), events)
-                del self._buffer[: end + 1]
+                self._take(line, events)
+        if len(rest) > self._limits.line_bytes:
+            self.fault = f"an event is longer than {self._limits.line_bytes} bytes"
+        if self._lines > self._limits.lines or self._bytes > self._limits.pipe_bytes:
+            self.fault = f"more than {self._limits.lines} events or {self._limits.pipe_bytes} bytes of them"
         return events
 
     def _take(self, line: bytes, events: list[EventLine]) -> None:

@@ -195,9 +195,9 @@ def test_a_lost_doorbell_only_delays(house: House, start_worker: StartWorker) ->
 
 
 def test_uploads_are_checked(house: House, start_worker: StartWorker) -> None:
-    fine, wrong, dataset = house.model("fine"), house.model("refuse"), house.dataset()
-    worker = start_worker("inspect")
-    wait_for(lambda: all(house.upload(subject).state != "checking" for subject in (fine, wrong, dataset)))
+    fine, wrong, deadly, dataset = house.model("fine"), house.model("refuse"), house.model("die"), house.dataset()
+    worker = start_worker("inspect", lease_seconds=30)  # so it is not the check's lease that notices
+    wait_for(lambda: all(house.upload(subject).state != "checking" for subject in (fine, wrong, deadly, dataset)))
     assert house.upload(fine).summary == {"format": "onnx", "content": "fine"}
     assert house.upload(dataset).state == "ready"
     assert house.upload(wrong).state == "refused"
@@ -205,6 +205,9 @@ def test_uploads_are_checked(house: House, start_worker: StartWorker) -> None:
     assert refusal is not None
     assert refusal["code"] == "model_unreadable"
     assert refusal["faults"][0]["pointer"] == "/model"
+    poison = house.upload(deadly).refusal
+    assert poison is not None
+    assert poison["code"] == "poison"
     worker.terminate()
     assert worker.wait(5) == 0
 
