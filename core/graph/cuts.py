@@ -141,9 +141,19 @@ def removed_ids(groups: ChannelGroups, removal: Removal) -> Booleans:
                 faults.append(Fault(f"/{name}", message, "at least one channel of each layer stays"))
     if not faults and not gone.any():
         faults.append(Fault("", "there is nothing to remove", "at least one unit"))
+    if not faults:
+        empty = [node.name for node, ids in analysis.propagation.ids.items() if _all_gone(gone, ids)]
+        if empty:  # a slice of a group's channels that loses all of them
+            message = f"nothing would be left of {', '.join(empty)}"
+            faults.append(Fault("", message, "at least one channel of each activation stays"))
     if faults:
         raise CutRefused("; ".join(fault.message for fault in faults), faults=faults)
     return gone
+
+
+def _all_gone(gone: Booleans, ids: Tensor) -> bool:
+    (small,) = compressed(ids)
+    return bool(gone[small.numpy()].all())
 
 
 # --- the cut itself --------------------------------------------------------------------------------------------------

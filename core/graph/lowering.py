@@ -56,12 +56,22 @@ MODULES: dict[type[nn.Module], Callable[[Any, fx.Graph, fx.Node], fx.Node]] = {
     nn.AdaptiveAvgPool2d: _global_average,
 }
 
+
+def _index(x: Any, index: Any) -> tuple[Any, tuple[Any, ...]]:
+    """`x[:, a:b]`: a part of the channels."""
+    if not (isinstance(index, tuple) and len(index) == 2 and index[0] == slice(None) and isinstance(index[1], slice)):
+        raise OperatorUnknown(f"indexing by {index!r} is not taken; only x[:, a:b] is")
+    part = index[1]
+    return aten.slice.Tensor, (x, 1, part.start or 0, 2**63 - 1 if part.stop is None else part.stop, part.step or 1)
+
+
 FUNCTIONS: dict[Any, Callable[..., tuple[Any, tuple[Any, ...]]]] = {
     F.relu: lambda x, inplace=False: (aten.relu.default, (x,)),
     torch.relu: lambda x: (aten.relu.default, (x,)),
     torch.flatten: lambda x, start_dim=0, end_dim=-1: (aten.flatten.using_ints, (x, start_dim, end_dim)),
     operator.add: lambda a, b: (aten.add.Tensor, (a, b)),
     torch.add: lambda a, b: (aten.add.Tensor, (a, b)),
+    operator.getitem: _index,
     operator.sub: lambda a, b: (aten.sub.Tensor, (a, b)),
     operator.mul: lambda a, b: (aten.mul.Tensor, (a, b)),
     torch.cat: lambda tensors, dim=0: (aten.cat.default, (list(tensors), dim)),

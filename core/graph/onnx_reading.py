@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import keyword
 import re
 from collections import Counter
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from core.errors import ModelRefused, OperatorUnknown
 from core.graph.onnx_constants import Batch, Dynamic
 
 HOME = "core/graph/operators"
+_RESERVED = frozenset({*keyword.kwlist, *dir(fx.GraphModule), *dir(nn.Module())})
 
 
 class Reading:
@@ -244,6 +246,6 @@ def layer_name(node: NodeProto, weight: str) -> str:
 
 
 def readable(name: str) -> str:
-    """`name` as a dotted path of identifiers."""
-    pieces = [re.sub(r"\W+", "_", piece, flags=re.ASCII).strip("_") for piece in name.split(".")]
-    return ".".join(piece for piece in pieces if piece)[:200].strip("._")
+    """`name` as a dotted path of words that fx may write into Python and that modules do not use themselves."""
+    pieces = [re.sub(r"\W+", "_", piece, flags=re.ASCII).strip("_") for piece in name[:200].split(".")]
+    return ".".join(f"{piece}_" if piece in _RESERVED else piece for piece in pieces if piece)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from onnx import NodeProto
 from torch import fx
 
-from core.graph.operators import activation, convolution, elementwise, linear, normalization, pooling, shape
+from core.graph.operators import activation, convolution, elementwise, linear, normalization, pooling, shape, slicing
 from core.graph.operators.form import Form
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ READERS: Mapping[str, Callable[[Reading, NodeProto], fx.Node]] = {
     **normalization.READERS,
     **pooling.READERS,
     **shape.READERS,
+    **slicing.READERS,
 }
 
 FORMS: Mapping[Any, Form] = {
@@ -36,6 +37,7 @@ FORMS: Mapping[Any, Form] = {
     **normalization.FORMS,
     **pooling.FORMS,
     **shape.FORMS,
+    **slicing.FORMS,
 }
 
 

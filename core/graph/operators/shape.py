@@ -1,4 +1,4 @@
-"""What moves numbers without changing them: Reshape, Flatten, Squeeze, Unsqueeze, Transpose, Pad, Identity."""
+"""What moves numbers without changing them: Reshape, Flatten, Squeeze, Unsqueeze, Transpose, Pad, Identity, Cast."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from onnx import NodeProto
+from onnx import NodeProto, TensorProto
 from torch import Tensor, fx
 
 from core.graph.ids import Propagation, argument, source
@@ -247,7 +247,16 @@ def read_identity(reading: Reading, node: NodeProto) -> fx.Node:
     return reading.activation(node, 0)
 
 
+def read_cast(reading: Reading, node: NodeProto) -> fx.Node:
+    """Cast from float32 to float32: exporters write it for `x.float()`."""
+    to = reading.attributes(node, to=None, saturate=1, round_mode=b"up")["to"]
+    if to != TensorProto.FLOAT:
+        raise reading.unknown(node, f"a cast to {TensorProto.DataType.Name(to)}")
+    return reading.activation(node, 0)
+
+
 READERS = {
+    "Cast": read_cast,
     "Reshape": read_reshape,
     "Flatten": read_flatten,
     "Squeeze": read_squeeze,

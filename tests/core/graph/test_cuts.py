@@ -191,3 +191,12 @@ def test_a_saturated_softmax_hides_nothing() -> None:
     assert relative_error(network(inputs), wrong(inputs)) == 0, "the Softmax says 1 and 0 either way"
     with pytest.raises(ExactnessFailed):
         check_cut(network, {"conv": [2]}, wrong, inputs)
+
+
+def test_no_part_of_a_split_may_be_emptied() -> None:
+    network = topology("Split")
+    with pytest.raises(CutRefused, match="nothing would be left of slice_tensor"):
+        cut(network, {"stem": [0, 1, 2]})
+    smaller, _ = cut(network, {"stem": [0, 2, 7]})
+    slices_left = smaller.module.graph.find_nodes(op="call_function", target=torch.ops.aten.slice.Tensor)
+    assert [node.args[1:4] for node in slices_left] == [(1, 0, 1), (1, 1, 5)]

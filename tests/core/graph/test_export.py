@@ -6,6 +6,7 @@ import contextlib
 import io
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 import torch
@@ -232,3 +233,29 @@ def test_a_static_batch_is_fed_in_pieces(tmp_path: Path) -> None:
     x = torch.randn(10, 4, 6, 6)
     (y,) = run_onnx(path, 4, x)
     assert torch.equal(y, torch.relu(x))
+
+
+def test_names_that_mean_something_to_python_or_torch(tmp_path: Path) -> None:
+    body = """
+        a = Conv(lambda, class.weight)  b = Conv(a, forward.weight)  c = Conv(b, train.graph.weight)
+        d = Conv(c, train.weight)  y = Mul(d, state_dict)
+    """
+    names = ("class", "forward", "train.graph", "train")
+    weights: dict[str, tuple[int, ...] | np.ndarray] = {f"{name}.weight": (4, 4, 1, 1) for name in names}
+    for name in ("lambda", "class.weight", "forward.weight", "train.graph.weight", "train.weight", "state_dict"):
+        body = body.replace(name, name.replace(".", "_"), 1)
+    made = model(
+        body, inputs="float[n,4,6,6] lambda",
+        weights={**{key.replace(".", "_"): value for key, value in weights.items()}, "state_dict": (4, 1, 1)},
+    )  # fmt: skip
+    renamed = {key.replace(".", "_"): key for key in weights}
+    for item in (*made.graph.initializer,):
+        item.name = renamed.get(item.name, item.name)
+    for node in made.graph.node:
+        node.input[:] = [renamed.get(name, name) for name in node.input]
+    path = saved(made, tmp_path)
+    network = read_onnx(path)
+    assert list(network.layers()) == ["class_", "forward_", "train_.graph_", "train__2"]
+    assert check_parity(network, path, network.example_input(2)).passed
+    write_onnx(network.clone(), tmp_path / "again.onnx")
+    assert check_parity(network, tmp_path / "again.onnx", network.example_input(2)).passed

@@ -18,6 +18,9 @@ from core.graph.groups import channel_groups
 from core.graph.importers import read_onnx
 from tests.core.graph.onnx_texts import model, saved
 
+KINDS = [
+    "conv", "grouped", "depthwise", "norm", "relu", "add", "cat", "pool", "gate", "scale", "pad", "reshape", "split",
+]  # fmt: skip
 REFUSALS = ("nothing would be left of",)
 
 
@@ -51,9 +54,7 @@ def networks(draw: st.DrawFn) -> tuple[str, dict[str, np.ndarray], int]:
     values = [body.add("Conv<pads=[1,1,1,1]>(x, {w}, {b})", width, 8, w=(width, 3, 3, 3), b=(width,))]
     for _ in range(draw(st.integers(2, 9))):
         name, channels, size = draw(st.sampled_from(values[-3:]))
-        kind = draw(st.sampled_from(
-            ["conv", "grouped", "depthwise", "norm", "relu", "add", "cat", "pool", "gate", "scale", "pad", "reshape"]
-        ))  # fmt: skip
+        kind = draw(st.sampled_from(KINDS))
         like = [item for item in values if item[1:] == (channels, size) and item[0] != name]
         if kind == "conv":
             out = draw(st.sampled_from([4, 6, 8]))
@@ -92,6 +93,12 @@ def networks(draw: st.DrawFn) -> tuple[str, dict[str, np.ndarray], int]:
             turned = body.add(f"Transpose<perm=[0,2,1,3,4]>({apart[0]})", 0, 0)
             back = body.add(f"Constant<value_ints=[0,{channels},{size},{size}]>()", 0, 0)
             made = body.add(f"Reshape({turned[0]}, {back[0]})", channels, size)
+        elif kind == "split" and channels > 2:
+            first = draw(st.integers(1, channels - 1))
+            bounds = [body.add(f"Constant<value_ints=[{place}]>()", 0, 0)[0] for place in (0, first, 2**31, 1)]
+            head = body.add(f"Slice({name}, {bounds[0]}, {bounds[1]}, {bounds[3]})", first, size)
+            tail = body.add(f"Slice({name}, {bounds[1]}, {bounds[2]}, {bounds[3]})", channels - first, size)
+            made = body.add(f"Concat<axis=1>({tail[0]}, {head[0]})", channels, size)
         else:
             made = body.add(f"Relu({name})", channels, size)
         if made[1] > 48:

@@ -187,6 +187,20 @@ class ChannelSoftmax(nn.Module):
         return self.head(torch.relu(self.middle(self.softmax(self.conv(x)))))
 
 
+class Split(nn.Module):
+    """The channels are split in two parts that go different ways (as in ShuffleNetV2)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.conv = nn.Conv2d(5, 5, 3, padding=1)
+        self.head = nn.Conv2d(8, 5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.stem(x))
+        return self.head(torch.cat([x[:, :3], torch.relu(self.conv(x[:, 3:]))], 1))
+
+
 class EndsInSoftmax(nn.Module):
     """A classifier with its Softmax."""
 
@@ -205,7 +219,7 @@ TOPOLOGIES: dict[str, Callable[[], nn.Module]] = {
     item.__name__: item
     for item in (
         Depthwise, DepthMultiplier, Grouped, Dense, ZeroPaddedShortcut, FlattenIntoLinear, SqueezeExcite,
-        SpatialAttention, Shared, ResidualFromInput, ChannelSoftmax, EndsInSoftmax,
+        SpatialAttention, Shared, ResidualFromInput, ChannelSoftmax, Split, EndsInSoftmax,
     )
 }  # fmt: skip
 
