@@ -22,7 +22,7 @@ from store.settings import Settings
 from tests.worker.house import wait_for
 
 ROOT = Path(__file__).parent.parent.parent
-EPOCHS = 14
+EPOCHS = 40  # enough to be still at it when the kill comes
 RECIPE: dict[str, Any] = {
     "allow_near_chance": True,  # the network is not trained: what it learns here is all it knows
     "training": {"batch_size": 64, "augment": "crop", "optimizer": {"name": "sgd", "lr": 0.02}},
@@ -142,7 +142,7 @@ def test_kill_9_in_the_middle_of_fine_tuning_costs_nothing_but_time(service: Ser
 
     def in_the_middle() -> bool:
         epochs = [epoch for event in service.events(disturbed) if (epoch := epoch_of(event)) is not None]
-        return len(epochs) >= EPOCHS // 2
+        return len(epochs) >= 7  # behind the second checkpoint, which comes after the sixth
 
     wait_for(in_the_middle, 60)
     os.killpg(killed.pid, signal.SIGKILL)
