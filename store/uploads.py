@@ -38,7 +38,10 @@ def create_model(
     session: Session, *, owner: str, sha256: str, bytes: int, filename: str, format: str, options: Mapping[str, Any],
     now: datetime | None = None,
 ) -> tuple[Model, bool]:  # fmt: skip
-    """The model with this content and these options, and whether it is new. A new one is to be checked by a worker."""
+    """The model with this content and these options, and whether it is new.
+
+    A new one is to be checked by a worker, and so is one that was refused before.
+    """
     identity = _identity(sha256, format, options)
     fresh = Model(
         id=new_id("mdl"), owner=owner, sha256=sha256, bytes=bytes, filename=storable_text(filename), format=format,
@@ -72,7 +75,11 @@ def _sorted(value: Any) -> Any:
 
 def _create(session: Session, table: type[Subject], fresh: Subject, topic: Topic) -> tuple[Subject, bool]:
     known = select(table).where(table.owner == fresh.owner, table.identity == fresh.identity)
-    if (found := session.scalars(known).one_or_none()) is not None:
+    if (found := session.scalars(known.with_for_update()).one_or_none()) is not None:
+        if found.state == "refused":
+            # posted again, it is checked again: the service may know more operators today, or have been at fault
+            found.state, found.refusal, found.checked_at, found.check_count = "checking", None, None, 0
+            outbox.add(session, topic, found.id, outbox.INSPECT_QUEUE, fresh.created_at)
         return found, False
     try:
         with session.begin_nested():

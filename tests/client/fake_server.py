@@ -125,6 +125,8 @@ class FakeServer:
                        "splits": splits | json.loads(query.get("splits", "{}"))}  # fmt: skip
         for known in table.values():
             if sha256 is not None and known["sha256"] == sha256 and known["options"] == options:
+                if known["state"] == "refused":
+                    known.update(state="checking", refusal=None)
                 return known, False
         record = {
             "id": f"{prefix}_{len(table) + 1:026}", "sha256": sha256, "filename": query.get("filename", "digits"),

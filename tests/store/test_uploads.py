@@ -108,6 +108,23 @@ def test_a_refusal_says_why(engine: Engine) -> None:
         assert uploads.get(session, Model, OWNER, model.id).refusal == error
 
 
+def test_a_refused_upload_is_checked_again_when_it_is_posted_again(engine: Engine) -> None:
+    model, _ = add(engine)
+    with transaction(engine) as session:
+        check = uploads.claim_check(session, model.id, at(0))
+        assert check is not None
+        uploads.set_refused(session, check, {"code": "operator_unknown", "message": "Einsum", "faults": []})
+    again, new = add(engine)
+    assert (again.id, new) == (model.id, False)
+    with transaction(engine) as session:
+        found = uploads.get(session, Model, OWNER, model.id)
+        assert (found.state, found.refusal) == ("checking", None)
+        assert [message.subject_id for message in outbox.due(session, at(1_000))] == [model.id]
+        second = uploads.claim_check(session, model.id, at(1_000))
+        assert second is not None
+        uploads.set_ready(session, second, {"params": 3})
+
+
 def test_a_worker_that_was_given_up_decides_nothing(engine: Engine) -> None:
     model, _ = add(engine)
     with transaction(engine) as session:

@@ -181,7 +181,7 @@ def _upload(
     """The record of `file`: one with this hash for which `same` holds, else a new one."""
     known, _ = yield from page(core, kind, PATHS[kind], {"sha256": file.sha256})
     for record in known:
-        if same(record):
+        if same(record) and record.state != "refused":  # what was refused is checked again when it is sent again
             return record
 
     def advance(sent: int) -> None:
