@@ -124,7 +124,8 @@ def _read_node(reading: Reading, node: NodeProto) -> int:
 
 def _listed(node: NodeProto) -> Fault:
     known = ", ".join(sorted({*READERS, *FOLDERS, "Shape"}))
-    return Fault(f"/graph/node/{node.name}", f"unknown operator {node.op_type}", f"one of {known}")
+    name = (node.name or node.output[0]).replace("~", "~0").replace("/", "~1")  # RFC 6901
+    return Fault(f"/graph/node/{name}", f"unknown operator {node.op_type}", f"one of {known}")
 
 
 def _needed(model: ModelProto) -> list[NodeProto]:

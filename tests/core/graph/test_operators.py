@@ -293,9 +293,12 @@ def test_what_is_not_taken_is_refused_by_name(name: str, tmp_path: Path) -> None
 
 
 def test_an_unknown_operator_says_what_is_known(tmp_path: Path) -> None:
+    made = model("y = Gelu(x)", opset=20)
+    made.graph.node[0].name = "/block/Gelu"
     with pytest.raises(OperatorUnknown) as caught:
-        read_onnx(saved(model("y = Gelu(x)", opset=20), tmp_path))
+        read_onnx(saved(made, tmp_path))
     (fault,) = caught.value.faults
+    assert fault.pointer == "/graph/node/~1block~1Gelu"
     assert fault.expected is not None
     assert "Conv" in fault.expected
 

@@ -122,7 +122,7 @@ def networks(draw: st.DrawFn) -> tuple[str, dict[str, np.ndarray], int]:
 
 
 @settings(
-    max_examples=40,
+    max_examples=30,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
