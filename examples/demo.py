@@ -31,6 +31,7 @@ def main() -> int:
     shutil.rmtree(OUTPUT, ignore_errors=True)
     data = OUTPUT / "server"
     data.mkdir(parents=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the service is stopped then too
     print(f"Starting the service; its data and log are in {OUTPUT}")
     with (OUTPUT / "server.log").open("wb") as log:
         command = [str(BIN / "billhook-server"), "--data-dir", str(data), "--port", "0"]

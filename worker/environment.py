@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 
 APPLICATION = "billhook-server"
-LIBRARIES = ("torch", "onnxruntime", "onnxruntime-gpu", "onnx", "onnx-ir", "onnxscript", "numpy", "safetensors")
+LIBRARIES = ("torch", "onnxruntime", "onnxruntime-gpu", "onnx", "numpy", "safetensors")
 
 
 @functools.cache

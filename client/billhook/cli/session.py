@@ -105,9 +105,6 @@ class Session:
         for fault in described["faults"]:
             expected = f" (expected: {fault['expected']})" if fault["expected"] else ""
             self.note(f"  {fault['pointer'] or '/'}: {fault['message']}{expected}")
-        if isinstance(error, UploadRefused):
-            kind = "models" if error.subject.startswith("mdl_") else "datasets"
-            self.note(f"to have it checked again: billhook {kind} delete {error.subject}, then once more")
         if self.json and not self._answered:
             if isinstance(error, JobFailed):
                 more.setdefault("job", error.job.raw)
