@@ -34,6 +34,7 @@ from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import cache
 from typing import Any, Literal
 
 from core.data.datasets import Dataset
@@ -118,7 +119,8 @@ def filter_norm(
         rounds = rounds[1:]
 
         # algorithm 3, lines 2 to 4: train, accumulate
-        norms = FilterNorms(_layers(groups), signal=signal, normalize=normalize)
+        layers = dict.fromkeys(producer.layer for group in groups for producer in group.producers)
+        norms = FilterNorms(layers, signal=signal, normalize=normalize)
         if "norms" in state:
             norms.load(state["norms"])
 
@@ -145,12 +147,11 @@ def filter_norm(
         chosen, carried = select(
             groups, scores, scope=scope, ratio=ratio_per_round, channel_multiple=channel_multiple, carried=run.carried
         )
-        chosen = no_more_than_needed(network, chosen, target)
-        removal = removal_of(chosen)
+        removal: dict[str, list[int]] = {}
         check = None
         accuracy = fit.score.accuracy if fit.score else None
-        if removal:
-            smaller, entry = cut(network, removal)
+        if chosen:
+            removal, smaller, entry = cut_no_more_than_needed(network, chosen, target)
             device = next(network.parameters()).device
             images, _ = next(iter(data.batches("validation", PROOF_IMAGES, device=device)))
             check = check_cut(network, removal, smaller, images).model_copy(update={"name": f"exactness/{name}"})
@@ -243,15 +244,24 @@ def removal_of(chosen: Sequence[Chunk]) -> dict[str, list[int]]:
     return removal
 
 
-def no_more_than_needed(network: Network, chosen: list[Chunk], target: Goal) -> list[Chunk]:
-    """The shortest beginning of `chosen` with which `target` holds; all of it where it does not hold even then."""
+def cut_no_more_than_needed(
+    network: Network, chosen: list[Chunk], target: Goal
+) -> tuple[dict[str, list[int]], Network, dict[str, Any]]:
+    """Removes the shortest beginning of `chosen` with which `target` holds; all of it where it does not hold even then.
+
+    Returns what was removed, the smaller network and the plan entry.
+    """
 
     def met(number: int) -> bool:
         return target.met(count(cut(network, removal_of(chosen[:number]))[0]))
 
-    if not chosen or not met(len(chosen)):
-        return chosen
-    return chosen[: 1 + bisect_left(range(1, len(chosen) + 1), True, key=met)]
+    smaller, entry = cut(network, removal_of(chosen))
+    if len(chosen) > 1 and target.met(count(smaller)):
+        fewer = 1 + bisect_left(range(1, len(chosen)), True, key=met)
+        if fewer < len(chosen):
+            chosen = chosen[:fewer]
+            smaller, entry = cut(network, removal_of(chosen))
+    return removal_of(chosen), smaller, entry
 
 
 # --- before any training ----------------------------------------------------------------------------------------------
@@ -299,6 +309,7 @@ def planned_rounds(network: Network, target: Goal, *, ratio: float, channel_mult
     widths = {group.name: group.width for group in groups}
     multiples = {group.name: (unit_multiple(group, channel_multiple), group.always_kept) for group in groups}
 
+    @cache
     def after(rounds: int) -> Counts:
         left = simulated_widths(widths, multiples, ratio, rounds)
         removal = {name: list(range(widths[name] - left[name])) for name in left if left[name] < widths[name]}
@@ -324,11 +335,6 @@ def planned_trainings(
 
 def _least(group: ChannelGroup, channel_multiple: int) -> int:
     return least_width(group.width, unit_multiple(group, channel_multiple), group.always_kept)
-
-
-def _layers(groups: Sequence[ChannelGroup]) -> list[str]:
-    """Every layer that makes channels of one of `groups`, once."""
-    return list(dict.fromkeys(producer.layer for group in groups for producer in group.producers))
 
 
 def _described(groups: Sequence[ChannelGroup], channel_multiple: int) -> dict[str, Any]:

@@ -113,10 +113,16 @@ def test_the_weakest_filters_go(network: Network, tmp_path: Path, data: Dataset)
     assert run.outcome.checks[0].name == "exactness/prune/step/0/round/1"
 
 
-@pytest.mark.parametrize("signal", ["weights", "activations"])
-@pytest.mark.parametrize("scope", ["local", "global"])
-@pytest.mark.parametrize("normalize", ["none", "max"])
-def test_every_combination_reaches_its_target_in_multiples(
+@pytest.mark.parametrize(
+    ("signal", "scope", "normalize"),
+    [
+        ("weights", "local", "none"),
+        ("weights", "global", "max"),
+        ("activations", "local", "max"),
+        ("activations", "global", "none"),
+    ],
+)
+def test_each_choice_reaches_its_target_in_multiples(
     signal: str, scope: str, normalize: str, tmp_path: Path, data: Dataset
 ) -> None:
     original = resnet()
