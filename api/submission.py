@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from api.bodies import validate
 from api.errors import Refused
-from api.fit import fit_faults
+from api.fit import summary_faults
 from api.recipe_files import RecipeFiles
 from api.schemas import DEVICE, JobRequest
 from core.errors import Fault, RecipeInvalid
@@ -54,7 +54,7 @@ def check(session: Session, owner: str, document: Any, recipes: RecipeFiles, que
         pointer = f"/datasets/{position}"
         dataset = _subject(session, Dataset, owner, dataset_id, pointer, faults, waiting)
         if model is not None and dataset is not None:
-            faults += fit_faults(model.summary, dataset.summary, dataset.options, pointer)
+            faults += summary_faults(model.summary, dataset.summary, dataset.options, pointer)
     if faults:
         of_recipe = all(fault.pointer.startswith("/recipe") for fault in faults)
         raise Refused(

@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,7 +22,8 @@ from core.data.npz import read_npz
 from core.data.pixels import to_grey
 from core.data.source import SPLIT_NAMES, Images, Source, SplitName
 from core.data.splits import content_sha256, find_overlaps, order_classes, split_source
-from core.errors import DatasetMismatch, Fault
+from core.errors import DatasetMismatch
+from core.fit import Channels, per_channel_faults
 from core.job import DatasetFormat, DatasetInput, Preprocess
 from core.recipe import Augment
 
@@ -32,7 +33,6 @@ READERS: Mapping[DatasetFormat, Reader] = {
     "npz": read_npz,
     "digits": read_digits,
 }
-Channels = Literal["RGB", "BGR", "L"]
 
 
 @dataclass(frozen=True)
@@ -183,17 +183,6 @@ class Dataset:
         mean = torch.tensor(self.options.mean, dtype=torch.float64).view(1, -1, 1, 1)
         std = torch.tensor(self.options.std, dtype=torch.float64).view(1, -1, 1, 1)
         return (self.options.scale / std).float(), (-mean / std).float()
-
-
-def per_channel_faults(options: Preprocess, channels: int) -> list[Fault]:
-    """What is wrong with the lengths of `mean` and `std` for a model of that many channels."""
-    expected = "one number" if channels == 1 else f"one number, or {channels}, one per channel"
-    given = {"mean": options.mean, "std": options.std}
-    return [
-        Fault(f"/preprocess/{name}", f"{len(values)} numbers for {channels} channel(s)", expected)
-        for name, values in given.items()
-        if len(values) not in (1, channels)
-    ]
 
 
 def load_dataset(dataset: DatasetInput) -> Dataset:
