@@ -45,6 +45,7 @@ def read_onnx(path: Path, options: ModelOptions | None = None) -> Network:
         raise ModelTooLarge(f"the file has {path.stat().st_size} bytes; at most {MAX_FILE_BYTES} are taken")
     model = parse(path.read_bytes())
     opset = check(model)
+    _refuse_unknown(_needed(model))
     weights = {tensor.name for tensor in model.graph.initializer}
     inputs = tuple(_spec(item) for item in model.graph.input if item.name not in weights)
     outputs = tuple(_spec(item) for item in model.graph.output)
@@ -112,9 +113,7 @@ def _read_node(reading: Reading, node: NodeProto) -> int:
             reading.constants[node.output[0]] = value
             return int(value.size) if node.op_type != "Identity" else 0
     if node.op_type not in READERS:
-        raise OperatorUnknown(
-            f"operator {node.op_type} at node {described(node)} is not on the list in {HOME}", faults=[_listed(node)]
-        )
+        raise reading.unknown(node, "an activation: it is known on constants only")
     try:
         reading.activations[node.output[0]] = READERS[node.op_type](reading, node)
     except (RuntimeError, TypeError, ValueError, IndexError) as error:  # ATen's word on shapes that do not fit
@@ -122,10 +121,24 @@ def _read_node(reading: Reading, node: NodeProto) -> int:
     return 0
 
 
-def _listed(node: NodeProto) -> Fault:
-    known = ", ".join(sorted({*READERS, *FOLDERS, "Shape"}))
-    name = (node.name or node.output[0]).replace("~", "~0").replace("/", "~1")  # RFC 6901
-    return Fault(f"/graph/node/{name}", f"unknown operator {node.op_type}", f"one of {known}")
+def _refuse_unknown(nodes: list[NodeProto]) -> None:
+    """Raises `OperatorUnknown` with every node whose operator is not on the list."""
+    known = sorted({*READERS, *FOLDERS, "Constant", "Shape"})
+    unknown = [node for node in nodes if node.op_type not in known]
+    if not unknown:
+        return
+    faults = [
+        Fault(
+            "/graph/node/" + (node.name or node.output[0]).replace("~", "~0").replace("/", "~1"),
+            f"unknown operator {node.op_type}",
+            f"one of {', '.join(known)}",
+        )
+        for node in unknown
+    ]
+    first = f"operator {unknown[0].op_type} at node {described(unknown[0])} is not on the list in {HOME}"
+    others = sorted({node.op_type for node in unknown[1:]})
+    more = f"; nor are {len(unknown) - 1} more nodes ({', '.join(others)})" if others else ""
+    raise OperatorUnknown(first + more, faults=faults)
 
 
 def _needed(model: ModelProto) -> list[NodeProto]:

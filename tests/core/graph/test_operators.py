@@ -303,6 +303,13 @@ def test_an_unknown_operator_says_what_is_known(tmp_path: Path) -> None:
     assert "Conv" in fault.expected
 
 
+def test_all_unknown_operators_are_named_at_once(tmp_path: Path) -> None:
+    made = model("a = Gelu(x)\n b = Relu(a)\n y = Erf(b)", opset=20)
+    with pytest.raises(OperatorUnknown, match=r"operator Gelu .*; nor are 1 more nodes \(Erf\)") as caught:
+        read_onnx(saved(made, tmp_path))
+    assert [fault.message for fault in caught.value.faults] == ["unknown operator Gelu", "unknown operator Erf"]
+
+
 def as_network(body: str, tmp_path: Path, **options: Any) -> Network:
     return read_onnx(saved(model(body, **options), tmp_path))
 
