@@ -116,6 +116,7 @@ class _Job:
         self.progress = Progress(emit)
         self.threads = torch.get_num_threads()
         self.checks: list[Check] = []
+        self.summary: dict[str, Any] = {}
 
     def run(self) -> Report:
         self.out.mkdir(parents=True, exist_ok=True)
@@ -156,7 +157,8 @@ class _Job:
                   filters=counts.filters, layers=len(counts.layers),
                   inputs=[_spec(item.name, item.dtype, item.shape) for item in network.inputs],
                   outputs=[_spec(item.name, item.dtype, item.shape) for item in network.outputs])  # fmt: skip
-        self.emit("import/dataset", **dataset.summary())
+        self.summary = dataset.summary()
+        self.emit("import/dataset", **self.summary)
         self.progress.end("import")
         return network, dataset
 
@@ -282,7 +284,7 @@ class _Job:
             inputs={
                 "model": self.inputs.model.model_dump(mode="json", exclude={"path"}),
                 "datasets": [
-                    {**item.model_dump(mode="json", exclude={"path"}), "splits": dataset.summary()["splits"]}
+                    {**item.model_dump(mode="json", exclude={"path"}), "splits": self.summary["splits"]}
                     for item in self.inputs.datasets
                 ],
                 "requirements": self.inputs.requirements.model_dump(mode="json", exclude_none=True),
