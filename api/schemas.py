@@ -272,7 +272,7 @@ class RecipeInfo(_Out):
 
 class RecipePage(_Out):
     items: list[RecipeInfo]
-    next_page_token: None = None
+    next_page_token: str | None
 
 
 class Health(_Out):

@@ -191,6 +191,12 @@ def test_recipes(api: Api) -> None:
     assert "filter_norm_half" in {item["name"] for item in items}
     for item in items:
         assert api.http.get(f"/v1/recipes/{item['name']}").json()["steps"]
+    pages, token = [], ""
+    while token is not None:
+        page = api.http.get("/v1/recipes", params={"page_size": 1} | ({"page_token": token} if token else {})).json()
+        pages += page["items"]
+        token = page["next_page_token"]
+    assert pages == items
     assert "steps" in api.http.get("/v1/recipes/schema").json()["properties"]
 
 

@@ -137,7 +137,9 @@ def test_refusals(app: FastAPI, model_file: Path, tmp_path: Path) -> None:
             (model,) = [each async for each in client.list_models()]
             inspect(app, model.id, {"code": "model_unreadable", "message": "it is truncated", "faults": []})
             with pytest.raises(billhook.UploadRefused, match="it is truncated"):
-                await client.upload_model(model_file)
+                await client.wait_for_model(model.id)
+            with pytest.raises(billhook.Timeout):  # sent again, it is checked again
+                await client.upload_model(model_file, timeout=0.3)
 
     anyio.run(main)
 
