@@ -58,6 +58,7 @@ data: $(VENV)/.app
 
 bench: $(VENV)/.app
 	$(BIN)/python -m bench.overhead
+	$(BIN)/python -m bench.filter_norm_digits
 
 clean:
 	rm -rf $(VENV) demo-output build dist .mypy_cache .ruff_cache .pytest_cache
