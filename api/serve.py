@@ -28,6 +28,7 @@ from store.migrate import upgrade
 from store.settings import Settings
 
 START_SECONDS = 60.0
+LOCK_SECONDS = 0.5  # a client that looks whether a server runs holds the lock for a moment
 OWNER = "local"
 
 
@@ -93,12 +94,19 @@ def _parser() -> argparse.ArgumentParser:
 def _lock(data_dir: Path) -> Iterator[None]:
     """Two servers must not share a data folder. The lock goes with the process, however it ends."""
     with (data_dir / "server.lock").open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            address = data_dir / "address"
-            where = f" at {address.read_text().strip()}" if address.exists() else ""
-            raise CannotStart(f"a server is running{where} on the data folder {data_dir} already") from None
+        deadline = time.monotonic() + LOCK_SECONDS
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    address = data_dir / "address"
+                    where = f" at {address.read_text().strip()}" if address.exists() else ""
+                    message = f"a server is running{where} on the data folder {data_dir} already"
+                    raise CannotStart(message) from None
+                time.sleep(LOCK_SECONDS / 10)
+        (data_dir / "address").unlink(missing_ok=True)  # of a server that was killed
         yield
 
 
@@ -169,7 +177,6 @@ def _serve(settings: Settings, listener: socket.socket, options: argparse.Namesp
         signal.signal(number, lambda *_: supervisor.stop())
     url = _url(listener)
     address = settings.data_dir / "address"
-    address.unlink(missing_ok=True)  # of a server that was killed
     deadline = time.monotonic() + START_SECONDS
     failed = False
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,13 +35,13 @@ def find_server(
 
     In order: `server` and `key`; `BILLHOOK_SERVER` and `BILLHOOK_KEY`; the files `address` and `key` which a server
     started on this machine leaves in its data folder (`BILLHOOK_DATA_DIR`, default ~/.local/share/billhook). The key
-    in that folder is only ever sent to the server of that folder. A key is sent over plain http to this machine only,
-    unless `insecure_http` (or `BILLHOOK_INSECURE_HTTP=1`) says otherwise.
+    in that folder is only ever sent to the server of that folder, and only while it runs. A key is sent over plain
+    http to this machine only, unless `insecure_http` (or `BILLHOOK_INSECURE_HTTP=1`) says otherwise.
 
     Raises `ServerNotFound` where no server is known, `InputInvalid` for everything else.
     """
     folder = Path(environ.get("BILLHOOK_DATA_DIR") or "~/.local/share/billhook").expanduser()
-    local = _read(folder / "address")
+    local = _read(folder / "address") if _is_running(folder) else None
     given = server or environ.get("BILLHOOK_SERVER") or local
     if given is None:
         raise ServerNotFound(
@@ -88,10 +89,35 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
+def _is_running(folder: Path) -> bool:
+    """Whether the server of the data folder runs: it locks a file there for as long as it lives.
+
+    A server that was killed leaves its address behind, and whoever listens there now must not be sent the key.
+    """
+    if sys.platform == "win32":
+        return False  # the server runs on Linux only
+    import fcntl
+
+    try:
+        with (folder / "server.lock").open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:
+        return False
+    except OSError:
+        raise _unreadable(folder / "server.lock") from None
+    return False
+
+
 def _read(path: Path) -> str | None:
     try:
         return path.read_text("utf-8").strip() or None
     except FileNotFoundError:
         return None
     except (OSError, UnicodeDecodeError):
-        raise InputInvalid(f"{path} cannot be read: is it another user's? Give --server and --key") from None
+        raise _unreadable(path) from None
+
+
+def _unreadable(path: Path) -> InputInvalid:
+    return InputInvalid(f"{path} cannot be read: is it another user's? Give --server and --key")

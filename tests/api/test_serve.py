@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import socket
 import stat
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,7 +19,7 @@ import psutil
 import pytest
 from pydantic import SecretStr
 
-from api.serve import _secret, main
+from api.serve import CannotStart, _lock, _secret, main
 from api.supervisor import Child, Supervisor
 from store.settings import Settings
 
@@ -210,6 +212,17 @@ def test_the_key_of_the_settings_takes_the_place_of_the_one_that_is_there(tmp_pa
     assert stat.S_IMODE((tmp_path / "key").stat().st_mode) == 0o600
     assert _secret(Settings(data_dir=tmp_path, api_key=SecretStr(" bh_given\n"))) == "bh_given"
     assert (tmp_path / "key").read_text() == "bh_given\n"
+
+
+def test_a_client_that_looks_whether_a_server_runs_does_not_keep_one_from_starting(tmp_path: Path) -> None:
+    (tmp_path / "address").write_text("http://127.0.0.1:1\n")
+    looking = (tmp_path / "server.lock").open("a")
+    fcntl.flock(looking, fcntl.LOCK_SH)
+    threading.Timer(0.2, looking.close).start()
+    with _lock(tmp_path):
+        assert not (tmp_path / "address").exists(), "that of a server that was killed"
+        with pytest.raises(CannotStart, match="a server is running"), _lock(tmp_path):
+            pass
 
 
 def test_nothing_outlives_a_server_and_the_key_stays(tmp_path: Path) -> None:

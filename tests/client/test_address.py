@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import fcntl
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,11 +17,20 @@ def environ(folder: Path, **more: str) -> dict[str, str]:
 
 
 @pytest.fixture
-def local(tmp_path: Path) -> Path:
-    """The data folder of a server that runs here."""
+def killed(tmp_path: Path) -> Path:
+    """The data folder of a server that was killed."""
     (tmp_path / "address").write_text("http://127.0.0.1:8470\n")
     (tmp_path / "key").write_text(f"{KEY}\n")
+    (tmp_path / "server.lock").touch()
     return tmp_path
+
+
+@pytest.fixture
+def local(killed: Path) -> Iterator[Path]:
+    """The data folder of a server that runs here."""
+    with (killed / "server.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield killed
 
 
 def test_the_server_of_this_machine_is_found(local: Path) -> None:
@@ -31,6 +42,13 @@ def test_the_server_of_this_machine_is_found(local: Path) -> None:
 def test_no_server_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(ServerNotFound, match="start one with `billhook up`"):
         find_server(environ=environ(tmp_path))
+
+
+def test_whoever_listens_where_a_killed_server_did_is_not_sent_its_key(killed: Path) -> None:
+    with pytest.raises(ServerNotFound, match="no server is running here"):
+        find_server(environ=environ(killed))
+    with pytest.raises(InputInvalid, match="there is no key"):
+        find_server("http://127.0.0.1:8470", environ=environ(killed))
 
 
 def test_arguments_come_before_the_environment_before_the_machine(local: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 from pathlib import Path
@@ -237,7 +238,9 @@ def test_the_server_of_this_machine(
     monkeypatch.setenv("BILLHOOK_DATA_DIR", str(tmp_path))
     (tmp_path / "address").write_text(fake.url)
     (tmp_path / "key").write_text(KEY)
-    assert run("models", "list").code == 0
+    with (tmp_path / "server.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert run("models", "list").code == 0
 
 
 def test_the_key_never_shows(run: Command, model_file: Path) -> None:
