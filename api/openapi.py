@@ -8,11 +8,11 @@ from typing import Any
 from fastapi import FastAPI
 from pydantic import BaseModel
 
-from api.schemas import DatasetRequest, JobRequest, ProblemOut
+from api.schemas import DatasetRequest, JobRequest, ProblemOut, RecipeRequest
 from core.job import ARCHITECTURES
 
 _REF = "#/components/schemas/{model}"
-_BODIES: tuple[type[BaseModel], ...] = (JobRequest, DatasetRequest, ProblemOut)
+_BODIES: tuple[type[BaseModel], ...] = (JobRequest, DatasetRequest, RecipeRequest, ProblemOut)
 _BINARY = {"type": "string", "format": "binary"}
 _NAME = {
     "name": "filename", "in": "query", "required": False, "schema": {"type": "string", "maxLength": 255},
@@ -74,6 +74,8 @@ JOB_SUBMISSION = {
     ],
     "requestBody": _body({"application/json": {"schema": {"$ref": _REF.format(model="JobRequest")}}}),
 }  # fmt: skip
+
+RECIPE_CHECK = {"requestBody": _body({"application/json": {"schema": {"$ref": _REF.format(model="RecipeRequest")}}})}
 
 
 def install(app: FastAPI, open_paths: frozenset[str]) -> None:

@@ -37,17 +37,22 @@ class DatasetRequest(_In):
     splits: Splits = Splits()
 
 
-class JobRequest(_In):
+class RecipeRequest(_In):
+    """What is to be done, whatever to: a recipe, what insists on its result, and where it is to run."""
+
+    recipe: str | dict[str, JsonValue] = Field(description="the name of a ready-made recipe, or a recipe document")
+    requirements: Requirements = Field(Requirements(), description="override the recipe's own field by field")
+    device: str = Field("auto", pattern=f"^({DEVICE.pattern})$", description="auto, cpu or cuda:N")
+
+
+class JobRequest(RecipeRequest):
     """What to do with which model and dataset."""
 
     model: str = Field(description="id of a model that is ready", examples=["mdl_…"])
     datasets: tuple[str, ...] = Field(min_length=1, max_length=1, description="ids of datasets that are ready")
-    recipe: str | dict[str, JsonValue] = Field(description="the name of a ready-made recipe, or a recipe document")
     name: Annotated[Text, Field(max_length=200)] = Field("", description="may be hierarchical: team/model/try")
     kind: Annotated[Text, Field(min_length=1, max_length=64)] = "prune"
     tags: tuple[Tag, ...] = Field((), max_length=20)
-    requirements: Requirements = Field(Requirements(), description="override the recipe's own field by field")
-    device: str = Field("auto", pattern=f"^({DEVICE.pattern})$", description="auto, cpu or cuda:N")
 
     @field_validator("tags", mode="after")
     @classmethod
@@ -268,6 +273,10 @@ class ArtifactPage(_Out):
 class RecipeInfo(_Out):
     name: str
     description: str | None
+
+
+class CheckedRecipe(_Out):
+    recipe: Recipe = Field(description="the recipe with every default filled in")
 
 
 class RecipePage(_Out):

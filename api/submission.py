@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from sqlalchemy.orm import Session
 
@@ -12,7 +12,7 @@ from api.bodies import validate
 from api.errors import Refused
 from api.fit import summary_faults
 from api.recipe_files import RecipeFiles
-from api.schemas import DEVICE, JobRequest
+from api.schemas import DEVICE, JobRequest, RecipeRequest
 from core.errors import Fault, RecipeInvalid
 from core.recipe import Recipe, parse_recipe
 from store import uploads
@@ -20,33 +20,28 @@ from store.errors import NotFound
 from store.records import Dataset, Model
 
 Subject = TypeVar("Subject", Model, Dataset)
+Asked = TypeVar("Asked", bound=RecipeRequest)
 
 
 @dataclass(frozen=True)
-class Submission:
+class Submission(Generic[Asked]):
     """A request that is right, with its recipe resolved and its queue chosen."""
 
-    request: JobRequest
+    request: Asked
     recipe: Recipe
     recipe_name: str | None
     queue: str
 
 
-def check(session: Session, owner: str, document: Any, recipes: RecipeFiles, queues: Iterable[str]) -> Submission:
+def check(
+    session: Session, owner: str, document: Any, recipes: RecipeFiles, queues: Iterable[str]
+) -> Submission[JobRequest]:
     """The submission that `document` (parsed JSON) describes.
 
     Raises `Refused`: `request_invalid` or, if only the recipe is wrong, `recipe_invalid`, with all faults;
     `input_not_ready` if all is well but an upload has not been checked yet.
     """
-    if not isinstance(document, dict):
-        fault = Fault("", f"the body is a JSON object, not {type(document).__name__}", "an object with model, datasets")
-        raise Refused("request_invalid", "the request is not an object", faults=[fault])
-    request, faults = validate(JobRequest, document)
-    faults = [fault for fault in faults if "recipe" not in document or not fault.pointer.startswith("/recipe")]
-    recipe, recipe_name, found = _recipe(document, recipes)
-    faults += found
-    queue, found = _queue(document.get("device", "auto"), tuple(queues))
-    faults += found
+    plan, faults = _plan(JobRequest, document, recipes, queues)
     waiting: list[str] = []
     model = _subject(session, Model, owner, document.get("model"), "/model", faults, waiting)
     given = document.get("datasets")
@@ -55,19 +50,67 @@ def check(session: Session, owner: str, document: Any, recipes: RecipeFiles, que
         dataset = _subject(session, Dataset, owner, dataset_id, pointer, faults, waiting)
         if model is not None and dataset is not None:
             faults += summary_faults(model.summary, dataset.summary, dataset.options, pointer)
-    if faults:
-        of_recipe = all(fault.pointer.startswith("/recipe") for fault in faults)
-        raise Refused(
-            "recipe_invalid" if of_recipe else "request_invalid",
-            f"the {'recipe' if of_recipe else 'request'} has {len(faults)} fault(s)",
-            faults=faults,
-        )
+    _refuse(faults)
     if waiting:
         raise Refused("input_not_ready", f"still being checked: {', '.join(waiting)}; try again soon")
-    assert request is not None
-    assert recipe is not None
-    assert queue is not None  # each None left a fault
-    return Submission(request, recipe, recipe_name, queue)
+    return plan.sound()
+
+
+def check_recipe(document: Any, recipes: RecipeFiles, queues: Iterable[str]) -> Recipe:
+    """The recipe that `document` (parsed JSON, a `RecipeRequest`) names or holds, with its defaults.
+
+    Raises `Refused` as `check` does, for what can be known without a model and a dataset.
+    """
+    plan, faults = _plan(RecipeRequest, document, recipes, queues)
+    _refuse(faults)
+    return plan.sound().recipe
+
+
+@dataclass(frozen=True)
+class _Plan(Generic[Asked]):
+    """What a request comes to; each None stands for faults that were found."""
+
+    request: Asked | None
+    recipe: Recipe | None
+    recipe_name: str | None
+    queue: str | None
+
+    def sound(self) -> Submission[Asked]:
+        """Once there are no faults."""
+        assert self.request is not None
+        assert self.recipe is not None
+        assert self.queue is not None
+        return Submission(self.request, self.recipe, self.recipe_name, self.queue)
+
+
+def _plan(
+    kind: type[Asked], document: Any, recipes: RecipeFiles, queues: Iterable[str]
+) -> tuple[_Plan[Asked], list[Fault]]:
+    """The part of a request that needs no upload, and its faults. Raises `Refused` for what is no object at all."""
+    if not isinstance(document, dict):
+        fault = Fault("", f"the body is a JSON object, not {type(document).__name__}", "an object with model, datasets")
+        raise Refused("request_invalid", "the request is not an object", faults=[fault])
+    request, faults = validate(kind, document)
+    faults = [fault for fault in faults if "recipe" not in document or not _in_recipe(fault)]
+    recipe, recipe_name, found = _recipe(document, recipes)
+    faults += found
+    queue, found = _queue(document.get("device", "auto"), tuple(queues))
+    return _Plan(request, recipe, recipe_name, queue), faults + found
+
+
+def _refuse(faults: list[Fault]) -> None:
+    if not faults:
+        return
+    of_recipe = all(_in_recipe(fault) for fault in faults)
+    raise Refused(
+        "recipe_invalid" if of_recipe else "request_invalid",
+        f"the {'recipe' if of_recipe else 'request'} has {len(faults)} fault(s)",
+        faults=faults,
+    )
+
+
+def _in_recipe(fault: Fault) -> bool:
+    return fault.pointer == "/recipe" or fault.pointer.startswith("/recipe/")
 
 
 def _recipe(document: dict[str, Any], recipes: RecipeFiles) -> tuple[Recipe | None, str | None, list[Fault]]:

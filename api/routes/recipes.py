@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Query, Request
 from pydantic import JsonValue
+from starlette.concurrency import run_in_threadpool
 
+from api import submission
+from api.bodies import parse_json, read_body, require_json
 from api.errors import Refused
+from api.openapi import RECIPE_CHECK
 from api.pages import PageSize
 from api.recipe_files import NAME
-from api.schemas import RecipeInfo, RecipePage
-from api.services import Shared
+from api.schemas import CheckedRecipe, RecipeInfo, RecipePage
+from api.services import Services, Shared
 from core.recipe import Recipe, recipe_schema
 
 router = APIRouter(prefix="/v1/recipes", tags=["recipes"])
@@ -37,6 +41,23 @@ def list_recipes(
 def get_schema() -> dict[str, JsonValue]:
     """The JSON Schema of a recipe document."""
     return recipe_schema()
+
+
+@router.post("/check", openapi_extra=RECIPE_CHECK)
+async def check_recipe(request: Request, services: Shared) -> CheckedRecipe:
+    """Hold a recipe, its requirements and a device against what this server can do, as `POST /v1/jobs` does.
+
+    Before anything is uploaded: the same faults with the same pointers, or the recipe with every default filled in.
+    Nothing is kept.
+    """
+    require_json(request)
+    body = await read_body(request, services.settings.max_json_bytes)
+    return await run_in_threadpool(_checked, services, body)
+
+
+def _checked(services: Services, body: bytes) -> CheckedRecipe:
+    recipe = submission.check_recipe(parse_json(body), services.recipes, services.settings.queues)
+    return CheckedRecipe(recipe=recipe)
 
 
 @router.get("/{name}")
