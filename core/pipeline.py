@@ -79,7 +79,7 @@ def inspect_model(model: ModelInput) -> dict[str, Any]:
         "format": model.format,
         "opset": network.origin.opset,
         "inputs": [_spec(item.name, item.dtype, item.shape) for item in network.inputs],
-        "outputs": [_spec(item.name, item.dtype, item.shape) for item in network.outputs],
+        "outputs": [_spec(item.name, item.dtype, item.shape) for item in network.known_outputs()],
         "input_shapes": [list(shape) for shape in network.input_shapes],
         "params": counts.params,
         "macs": counts.macs,
@@ -143,10 +143,11 @@ class _Job:
         self.progress.begin("import", "import")
         network = load(self.inputs.model)
         dataset = load_dataset(self.inputs.datasets[0])
-        dataset = check_fits(dataset, network.inputs, network.outputs)
+        dataset = check_fits(dataset, network.inputs, network.known_outputs())
         if network.input_shapes[0] != dataset.input_shape:
             # the upload leaves height or width open: counts and latency are those at the dataset's size
             network = Network(network.module, network.inputs, network.outputs, network.origin, (dataset.input_shape,))
+            dataset = check_fits(dataset, network.inputs, network.computed_outputs())
         if self.inputs.model.format == "onnx":
             # that ONNX Runtime and we read the same network out of the file, before anything is built on it
             images = sample_inputs(dataset, "validation", min(PARITY_IMAGES, len(dataset.splits["validation"])))

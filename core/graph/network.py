@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from core.errors import ModelRefused, ModelTooLarge
+from core.errors import Fault, ModelRefused, ModelTooLarge
 from core.graph.limits import MAX_ACTIVATION_ELEMENTS
 
 SOFTMAXES = (torch.ops.aten.softmax.int, torch.ops.aten.log_softmax.int)
@@ -60,7 +60,7 @@ class Network:
 
     Raises:
         ModelTooLarge: an activation is past the cap.
-        ModelRefused: the graph depends on the batch size.
+        ModelRefused: the graph depends on the batch size, or an output is not what it is declared as.
     """
 
     def __init__(
@@ -77,6 +77,7 @@ class Network:
         self.input_shapes = input_shapes
         self._without_softmax: fx.GraphModule | None = None
         propagate_shapes(module, input_shapes)
+        _refuse_false_declarations(outputs, self.computed_outputs())
         self.origin = replace(origin, ends_in_softmax=any(node.target in SOFTMAXES for node in self.output_nodes()))
 
     # --- running ------------------------------------------------------------------------------------------------
@@ -159,6 +160,60 @@ class Network:
         value = output.args[0]
         return list(value) if isinstance(value, tuple | list) else [value]
 
+    def computed_outputs(self) -> tuple[TensorSpec, ...]:
+        """The outputs with the shapes that the graph makes of `input_shapes`; the batch stays as it was declared."""
+        return tuple(
+            replace(spec, shape=(*spec.shape[:1], *node.meta["shape"][1:]))
+            for spec, node in zip(self.outputs, self.output_nodes(), strict=True)
+        )
+
+    def known_outputs(self) -> tuple[TensorSpec, ...]:
+        """As `computed_outputs`, but what follows an input's open height or width stays as it was declared."""
+        if not any(isinstance(size, str) for spec in self.inputs for size in spec.shape[1:]):
+            return self.computed_outputs()
+        larger = tuple(
+            tuple(
+                size if isinstance(declared, int) else 2 * size
+                for declared, size in zip(spec.shape[1:], shape, strict=True)
+            )
+            for spec, shape in zip(self.inputs, self.input_shapes, strict=True)
+        )
+        try:
+            others = run_shapes(self.module, larger, batch=1)
+        except ModelRefused:  # of one size only
+            return self.outputs
+        return tuple(
+            replace(spec, shape=(*spec.shape[:1], *(
+                here if here == there else declared
+                for declared, here, there in zip(spec.shape[1:], found.shape[1:], others[node][1:], strict=True)
+            )))
+            for spec, found, node in zip(self.outputs, self.computed_outputs(), self.output_nodes(), strict=True)
+        )  # fmt: skip
+
+
+def _refuse_false_declarations(declared: tuple[TensorSpec, ...], computed: tuple[TensorSpec, ...]) -> None:
+    """Raises `ModelRefused` where an output's declared dimension behind the batch is not the one that the graph makes.
+
+    ONNX Runtime runs such a file all the same, so that the declaration would be found out by whoever relies on it.
+    """
+    faults = [
+        Fault(
+            f"/graph/output/{index}",
+            f"{said.name} is declared {_text(said.shape)}",
+            f"{_text(found.shape)}, as computed",
+        )
+        for index, (said, found) in enumerate(zip(declared, computed, strict=True))
+        if len(said.shape) != len(found.shape)
+        or any(isinstance(a, int) and a != b for a, b in zip(said.shape[1:], found.shape[1:], strict=True))
+    ]
+    if faults:
+        told = "; ".join(f"{fault.message}, but is {fault.expected}" for fault in faults)
+        raise ModelRefused(f"the model does not make what it declares: {told}", faults=faults)
+
+
+def _text(shape: tuple[int | str, ...]) -> str:
+    return "(" + ", ".join(map(str, shape)) + ")"
+
 
 class _Shapes(fx.Interpreter):
     """Runs the graph on the meta device (no memory, no arithmetic) and notes the shape of every node."""
@@ -200,19 +255,25 @@ def propagate_shapes(module: fx.GraphModule, input_shapes: tuple[tuple[int, ...]
 
     Raises `ModelTooLarge` past the cap on activations, `ModelRefused` where shapes do not fit or the batch is not free.
     """
-    seen = []
-    training = module.training
-    module.eval()  # a BatchNorm in training mode refuses one value per channel
-    for batch in (1, 2):
-        interpreter = _Shapes(module, batch)
-        interpreter.run(*(torch.empty(batch, *shape, device="meta") for shape in input_shapes))
-        seen.append(interpreter.found)
-    module.train(training)
-    one, two = seen
+    one, two = (run_shapes(module, input_shapes, batch=batch) for batch in (1, 2))
     for node, shape in one.items():
         if node.op != "get_attr" and (shape[:1] != (1,) or two[node] != (2, *shape[1:])):
             raise ModelRefused(f"node {node.name!r} mixes the batch with other dimensions; its size cannot be freed")
         node.meta["shape"] = shape
+
+
+def run_shapes(
+    module: fx.GraphModule, input_shapes: tuple[tuple[int, ...], ...], *, batch: int
+) -> dict[fx.Node, tuple[int, ...]]:
+    """The shape of every node's value for a batch of inputs of `input_shapes` (each without the batch)."""
+    training = module.training
+    module.eval()  # a BatchNorm in training mode refuses one value per channel
+    interpreter = _Shapes(module, batch)
+    try:
+        interpreter.run(*(torch.empty(batch, *shape, device="meta") for shape in input_shapes))
+    finally:
+        module.train(training)
+    return interpreter.found
 
 
 def _bypass_final_softmax(module: fx.GraphModule) -> fx.GraphModule:
