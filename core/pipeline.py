@@ -31,7 +31,7 @@ from core.devices import require_device, torch_settings
 from core.errors import BillhookError
 from core.events import Emit, jsonable
 from core.graph.counts import COUNTED, NOT_COUNTED, Counts, count
-from core.graph.export import check_parity, write_onnx
+from core.graph.export import check_parity, to_onnx, write_onnx
 from core.graph.groups import channel_groups
 from core.graph.importers import load
 from core.graph.network import Network
@@ -148,6 +148,7 @@ class _Job:
             # the upload leaves height or width open: counts and latency are those at the dataset's size
             network = Network(network.module, network.inputs, network.outputs, network.origin, (dataset.input_shape,))
             dataset = check_fits(dataset, network.inputs, network.computed_outputs())
+        to_onnx(network, opset=self.recipe.export.opset)  # an opset that cannot hold the network is refused at once
         if self.inputs.model.format == "onnx":
             # that ONNX Runtime and we read the same network out of the file, before anything is built on it
             images = sample_inputs(dataset, "validation", min(PARITY_IMAGES, len(dataset.splits["validation"])))

@@ -7,11 +7,13 @@ from typing import Any
 
 import onnx
 import pytest
+from torch import nn
 
 from core import pipeline
-from core.errors import BillhookError, DatasetMismatch, ModelRefused
+from core.errors import BillhookError, DatasetMismatch, ModelRefused, RecipeInvalid
 from core.graph.architectures import build
 from core.graph.export import write_onnx
+from core.graph.lowering import trace
 from core.job import DatasetInput, JobInputs, ModelInput
 from core.recipe import parse_recipe
 from tests.core.fakes import Events
@@ -57,3 +59,14 @@ def test_a_number_of_classes_that_the_file_leaves_open(classes: int, tmp_path: P
 def test_a_number_of_classes_that_the_file_says_falsely(tmp_path: Path) -> None:
     model = upload(tmp_path / "false.onnx", classes=5, declared=10)
     assert "is declared (batch, 10), but is (batch, 5)" in refused(ModelRefused, model, tmp_path / "work").message
+
+
+def test_an_opset_that_cannot_hold_the_network(tmp_path: Path) -> None:
+    module = nn.Sequential(
+        nn.Conv2d(1, 16, 3, padding=1), nn.MaxPool2d(3, ceil_mode=True), nn.Flatten(), nn.Linear(144, 10)
+    )
+    write_onnx(trace(module, (1, 8, 8), format="onnx").eval(), tmp_path / "ceil.onnx", opset=17)
+    model = ModelInput(path=tmp_path / "ceil.onnx", sha256="0" * 64, format="onnx")
+    error = refused(RecipeInvalid, model, tmp_path / "work", export={"opset": 9})
+    (fault,) = error.faults
+    assert (fault.pointer, fault.expected) == ("/export/opset", "opset 10 or newer")
