@@ -30,12 +30,13 @@ from store.database import reading, transaction
 from store.errors import LeaseLost, StorageUnavailable
 from store.leases import Lease
 from store.records import Artifact, Attempt, Dataset, Job, Model, TerminalState
+from worker.answers import checked_report, short_results
 from worker.context import Context
 from worker.environment import environment
 from worker.guard import Order
 from worker.heart import Heart, Held
 from worker.supervisor import Ended, EventLine, supervise
-from worker.workdir import CHECKPOINT_NAME, held_checkpoint, outputs, work_directory
+from worker.workdir import CHECKPOINT_NAME, held_checkpoint, held_outputs, work_directory
 
 RETRY_SECONDS = 1.0
 PATIENCE_SECONDS = 120.0
@@ -222,7 +223,7 @@ class RunningAttempt:
         log.info("child ended", job=self._lease.job_id, attempt=self._lease.number, verdict=ended.verdict,
                  peak_memory_bytes=ended.peak_memory_bytes)  # fmt: skip
         if ended.verdict == "result":
-            self._succeed(ended.body, rest, ended.output_tail)
+            self._succeed(rest, ended.output_tail)
         elif ended.verdict == "error":
             self.fail(error_body(ended.body), rest, ended.output_tail)
         elif ended.verdict == "cancelled":
@@ -232,15 +233,16 @@ class RunningAttempt:
         else:
             self._died(ended.body, rest, ended.output_tail)
 
-    def _succeed(self, results: Mapping[str, Any], rest: Sequence[EventLine], output_tail: str) -> None:
-        files = outputs(self._workdir)
+    def _succeed(self, rest: Sequence[EventLine], output_tail: str) -> None:
         put = self._context.storage.put_file
-        stored = [(path, *self._patiently(partial(put, path))) for path in files]
+        with held_outputs(self._workdir) as files:
+            results = short_results(checked_report(files))
+            stored = {name: self._patiently(partial(put, path)) for name, path in files.items()}
 
         def record(session: Session) -> None:
-            for path, sha256, size in stored:
-                media_type = MEDIA_TYPES.get(path.suffix, "application/octet-stream")
-                leases.add_artifact(session, self._lease, path.name, "output", sha256, size, media_type)
+            for name, (sha256, size) in stored.items():
+                media_type = MEDIA_TYPES.get(Path(name).suffix, "application/octet-stream")
+                leases.add_artifact(session, self._lease, name, "output", sha256, size, media_type)
 
         self._finish("succeeded", results=results, events=rest, output_tail=output_tail, before=record)
 

@@ -36,7 +36,6 @@ from typing import Any
 from core.errors import BillhookError
 from core.events import Emit, jsonable
 from core.job import DatasetInput, JobInputs, ModelInput
-from core.report import Report
 
 PR_SET_PDEATHSIG = 1
 NICE = 5  # the worker and the API on the same machine stay prompt
@@ -44,11 +43,11 @@ Operation = Callable[[Path, Emit], Mapping[str, Any]]
 
 
 def run(workdir: Path, emit: Emit) -> Mapping[str, Any]:
-    """The whole job: the pipeline's files in `workdir/out`; the result is the report in short."""
+    """The whole job: its files in `workdir/out`, the report among them. There is no more to say at the end."""
     from core import pipeline
 
-    inputs = JobInputs.model_validate_json((workdir / "job.json").read_bytes())
-    return short_results(pipeline.run(inputs, workdir, emit))
+    pipeline.run(JobInputs.model_validate_json((workdir / "job.json").read_bytes()), workdir, emit)
+    return {}
 
 
 def inspect_model(workdir: Path, emit: Emit) -> Mapping[str, Any]:
@@ -70,16 +69,6 @@ OPERATIONS: Mapping[str, Operation] = {
     "inspect_model": inspect_model,
     "inspect_dataset": inspect_dataset,
 }
-
-
-def short_results(report: Report) -> dict[str, Any]:
-    """What a list of jobs shows of a report: ratios, test accuracies, and whether target and requirements were met."""
-    return {
-        "ratios": dict(report.ratios),
-        "accuracy": {name: variant.test.accuracy for name, variant in report.variants.items()},
-        "target_met": report.target_met,
-        "requirements_met": report.requirements_met,
-    }
 
 
 class Pipe:

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import re
 import shutil
+import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from core.errors import BillhookError, CheckpointUnusable
+from core.errors import CheckpointUnusable
+from worker.answers import OutputRefused
 
 OUTPUT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 CHECKPOINT_NAME = re.compile(r"state/[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 MAX_OUTPUTS = 100
-
-
-class OutputRefused(BillhookError):
-    """What the child left in `out/` is not what is taken from there: plain files with plain names."""
-
-    code = "output_refused"
 
 
 @contextmanager
@@ -57,33 +54,58 @@ def remove_abandoned(root: Path) -> list[str]:
     return removed
 
 
-def outputs(workdir: Path) -> list[Path]:
-    """The files in `out/`, by name. Raises `OutputRefused` for a link, a folder, a name that is not plain, too many."""
-    entries = sorted(os.scandir(workdir / "out"), key=lambda entry: entry.name)
-    if len(entries) > MAX_OUTPUTS:
-        raise OutputRefused(f"the job left {len(entries)} files; at most {MAX_OUTPUTS} are taken")
-    for entry in entries:
-        if not entry.is_file(follow_symlinks=False) or not OUTPUT_NAME.fullmatch(entry.name):
-            raise OutputRefused(f"the job left something that is not a plain file with a plain name: {entry.name!r}")
-    return [Path(entry.path) for entry in entries]
+@contextmanager
+def held_outputs(workdir: Path) -> Iterator[dict[str, Path]]:
+    """The files in `out/` by name, each as a path to the open file: what is checked is what is stored.
+
+    Raises `OutputRefused` for a link, a folder, a pipe, a name that is not plain, or too many.
+    """
+    try:
+        names = sorted(path.name for path in (workdir / "out").iterdir())
+    except OSError as error:
+        raise OutputRefused("the job left no folder of outputs") from error
+    if len(names) > MAX_OUTPUTS:
+        raise OutputRefused(f"the job left {len(names)} files; at most {MAX_OUTPUTS} are taken")
+    with ExitStack() as stack:
+        files = {}
+        for name in names:
+            message = f"the job left something that is not a plain file with a plain name: {name[:100]!r}"
+            if not OUTPUT_NAME.fullmatch(name):
+                raise OutputRefused(message)
+            try:
+                files[name] = stack.enter_context(_held(workdir, "out", name))
+            except OSError as error:
+                raise OutputRefused(message) from error
+        yield files
 
 
 @contextmanager
 def held_checkpoint(workdir: Path, file: object) -> Iterator[Path]:
-    """A second name for the checkpoint `file` (`state/…`): the child replaces it at any time, this one stays.
+    """The checkpoint `file` (`state/…`) as a path to the open file: the child replaces it at any time, this one stays.
 
     Raises `CheckpointUnusable` if there is no such plain file.
     """
     if not isinstance(file, str) or not CHECKPOINT_NAME.fullmatch(file):
         raise CheckpointUnusable("a checkpoint is a file state/<name>")
-    held = workdir / "checkpoint.held"
-    try:
-        os.link(workdir / file, held, follow_symlinks=False)
-    except OSError as error:
-        raise CheckpointUnusable("the checkpoint that was announced is not there") from error
-    try:
-        if held.is_symlink() or not held.is_file():
-            raise CheckpointUnusable("the checkpoint is not a plain file")
+    with ExitStack() as stack:
+        try:
+            held = stack.enter_context(_held(workdir, *file.split("/")))
+        except OSError as error:
+            raise CheckpointUnusable("the checkpoint that was announced is not there, or no plain file") from error
         yield held
+
+
+@contextmanager
+def _held(workdir: Path, folder: str, name: str) -> Iterator[Path]:
+    """A plain file, opened without following a link or waiting for a pipe. Raises `OSError` if it is none."""
+    inside = os.open(workdir / folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=inside)
     finally:
-        held.unlink(missing_ok=True)
+        os.close(inside)
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "not a plain file")
+        yield Path(f"/proc/self/fd/{descriptor}")
+    finally:
+        os.close(descriptor)

@@ -17,6 +17,7 @@ from typing import Any
 
 from core.errors import Fault, ModelUnreadable
 from core.events import Emit
+from tests.worker.reports import REPORT
 from worker.child import main
 
 CHECKPOINT = "state/checkpoint.safetensors"
@@ -45,9 +46,17 @@ def train(workdir: Path, emit: Emit, plan: dict[str, Any]) -> dict[str, Any]:
         if epoch == plan.get("die_at"):
             os.kill(os.getpid(), signal.SIGKILL)
     model = next((workdir / "inputs").glob("model.*")).read_bytes()
-    (workdir / "out" / "pruned.onnx").write_bytes(b"pruned " + model)
-    (workdir / "out" / "report.json").write_text("{}")
-    return {"ratios": {"macs": 0.5}, "target_met": True}
+    leave_files(workdir, b"pruned " + model)
+    return {}
+
+
+def leave_files(workdir: Path, network: bytes = b"network", report: object = REPORT) -> None:
+    """What every job leaves."""
+    out = workdir / "out"
+    (out / "pruned.onnx").write_bytes(network)
+    (out / "report.json").write_text(json.dumps(report))
+    for name in ("report.md", "plan.json", "weights.safetensors"):
+        (out / name).write_text("something")
 
 
 def refuse(workdir: Path, emit: Emit, plan: dict[str, Any]) -> dict[str, Any]:
@@ -106,6 +115,7 @@ def look_round(workdir: Path, emit: Emit, plan: dict[str, Any]) -> dict[str, Any
         except FileNotFoundError:  # the descriptor of the listing itself
             continue
     inputs = {path.name: oct(path.stat().st_mode & 0o777) for path in (workdir / "inputs").iterdir()}
+    leave_files(workdir)
     emit("import/seen", environment=dict(os.environ), descriptors=descriptors, inputs=inputs, nice=os.nice(0),
          session=os.getsid(0), pid=os.getpid(), limits=Path("/proc/self/limits").read_text(),
          torch="torch" in sys.modules)  # fmt: skip
@@ -119,8 +129,18 @@ def babble(workdir: Path, emit: Emit, plan: dict[str, Any]) -> dict[str, Any]:
     return {}
 
 
-def leave_link(workdir: Path, emit: Emit, plan: dict[str, Any]) -> dict[str, Any]:
-    (workdir / "out" / "pruned.onnx").symlink_to("/etc/hostname")
+def leave(workdir: Path, emit: Emit, plan: dict[str, Any]) -> dict[str, Any]:
+    """All files, but `plan["file"]` is left out, or is what `plan["as"]` says."""
+    leave_files(workdir, report=plan.get("report", REPORT))
+    path = workdir / plan["file"]
+    if plan["as"] != "a file":
+        path.unlink()
+    if plan["as"] == "an empty file":
+        path.touch()
+    elif plan["as"] == "a link":
+        path.symlink_to(plan["to"])
+    elif plan["as"] == "a pipe":
+        os.mkfifo(path)
     return {}
 
 
@@ -133,7 +153,7 @@ def announce_nothing(workdir: Path, emit: Emit, plan: dict[str, Any]) -> dict[st
 PLANS = {
     function.__name__: function
     for function in (train, refuse, crash, eat_memory, fill_disk, write_large_file, hang, die, look_round, babble,
-                     leave_link, announce_nothing)
+                     leave, announce_nothing)
 }  # fmt: skip
 
 

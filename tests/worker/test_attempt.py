@@ -13,6 +13,8 @@ import pytest
 from store import leases
 from store.database import transaction
 from tests.worker.house import FAKE_CHILD, House, wait_for
+from tests.worker.reports import RESULTS
+from worker.answers import REQUIRED_OUTPUTS
 from worker.attempt import run_job
 from worker.context import make_context
 from worker.loops import reap
@@ -40,9 +42,9 @@ def test_a_job_that_succeeds(house: House) -> None:
 
     job = house.read(job_id)
     assert (job.state, job.stage, job.progress, job.error) == ("succeeded", "fine_tune", 1.0, None)
-    assert job.results == {"ratios": {"macs": 0.5}, "target_met": True}
+    assert job.results == RESULTS
     artifacts = house.artifacts(job_id)
-    assert set(artifacts) == {"pruned.onnx", "report.json"}, "checkpoints go when the job is over"
+    assert set(artifacts) == set(REQUIRED_OUTPUTS), "checkpoints go when the job is over"
     assert artifacts["report.json"].media_type == "application/json"
     assert house.context.storage.read_bytes(artifacts["pruned.onnx"].sha256) == b"pruned weights"
     house.assert_no_gaps(job_id)
@@ -119,11 +121,16 @@ def test_what_the_child_has(house: House, monkeypatch: pytest.MonkeyPatch) -> No
         ({"do": "fill_disk"}, "disk_limit"),
         ({"do": "write_large_file"}, "disk_limit"),
         ({"do": "babble", "say": "no JSON\n"}, "output_limit"),
-        ({"do": "leave_link"}, "output_refused"),
+        ({"do": "leave", "file": "out/report.md", "as": "a link", "to": "/etc/hostname"}, "output_refused"),
+        ({"do": "leave", "file": "out/report.md", "as": "a pipe"}, "output_refused"),
+        ({"do": "leave", "file": "out/plan.json", "as": "nothing"}, "output_refused"),
+        ({"do": "leave", "file": "out/pruned.onnx", "as": "an empty file"}, "output_refused"),
+        ({"do": "leave", "file": "out/report.md", "as": "a file", "report": {}}, "output_refused"),
+        ({"do": "leave", "file": "out/report.md", "as": "a file", "report": [[]]}, "output_refused"),
         ({"do": "announce_nothing", "file": "state/nothing"}, "checkpoint_unusable"),
         ({"do": "announce_nothing", "file": "../../billhook.db"}, "checkpoint_unusable"),
     ],
-    ids=lambda value: value if isinstance(value, str) else value["do"],
+    ids=lambda value: value if isinstance(value, str) else "-".join(map(str, value.values()))[:60],
 )
 def test_what_goes_too_far_is_ended_and_final(house: House, plan: dict[str, object], code: str) -> None:
     job_id = house.job(**plan)
@@ -133,6 +140,14 @@ def test_what_goes_too_far_is_ended_and_final(house: House, plan: dict[str, obje
     assert (job.state, job.error["code"]) == ("failed", code)
     assert not house.artifacts(job_id)
     house.assert_no_gaps(job_id)
+
+
+def test_what_a_job_did_not_leave_is_named(house: House) -> None:
+    job_id = house.job(do="leave", file="out/plan.json", **{"as": "nothing"})
+    run_job(house.context, job_id)
+    error = house.read(job_id).error
+    assert error is not None
+    assert [(fault["pointer"], fault["message"]) for fault in error["faults"]] == [("/out/plan.json", "is missing")]
 
 
 def test_the_time_limit_counts_running_only(house: House) -> None:

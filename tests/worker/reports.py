@@ -1,0 +1,21 @@
+"""A report as `core` writes it, with little in it. `RESULTS` is what a list of jobs shows of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+_SCORE = {"images": 360, "accuracy": 0.5, "loss": {"$float": "nan"}}
+_VARIANT = {
+    "validation": _SCORE, "test": _SCORE, "params": 10, "macs": 10, "filters": 1, "file_bytes": 9, "sha256": "0" * 64,
+    "latency": [], "memory": {"peak_memory_bytes": 1},
+}  # fmt: skip
+REPORT: dict[str, Any] = {
+    "variants": {"original": _VARIANT, "pruned": _VARIANT}, "ratios": {"macs_ratio": 0.5}, "target_met": True,
+    "targets": [], "requirements": [], "requirements_met": True, "checks": [], "layers": [], "frozen": [], "front": [],
+    "cost": {}, "macs_counted": [], "macs_not_counted": [], "inputs": {}, "recipe": {}, "environment": {},
+    "reproduce": "billhook prune",
+}  # fmt: skip
+RESULTS = {
+    "ratios": {"macs_ratio": 0.5}, "accuracy": {"original": 0.5, "pruned": 0.5}, "target_met": True,
+    "requirements_met": True,
+}  # fmt: skip
