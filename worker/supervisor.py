@@ -13,9 +13,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 from worker.guard import Guard, Limits, Order
 
@@ -109,33 +110,32 @@ def supervise(
     limits_given = [
         f"--open-files={limits.open_files}", f"--file-bytes={limits.disk_bytes}", f"--cpu-seconds={limits.cpu_seconds}",
     ]  # fmt: skip
-    reading, writing = os.pipe()
-    try:
-        with (workdir / "stdout.log").open("wb") as stdout, (workdir / "stderr.log").open("wb") as stderr:
+    with ExitStack() as stack:
+        # kept open: in their place the child may leave a link to another file, or a pipe that is never written to
+        logs = [stack.enter_context((workdir / name).open("w+b")) for name in ("stdout.log", "stderr.log")]
+        reading, writing = os.pipe()
+        stack.callback(os.close, reading)
+        try:
             child = subprocess.Popen(  # noqa: S603 the command is ours, and no shell is involved
                 [*command, operation, f"--workdir={workdir}", f"--events-fd={writing}", f"--parent={os.getpid()}",
                  *limits_given],
-                stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, cwd=workdir,
+                stdin=subprocess.DEVNULL, stdout=logs[0], stderr=logs[1], cwd=workdir,
                 env=clean_environment(workdir, gpu), close_fds=True, pass_fds=(writing,), start_new_session=True,
             )  # fmt: skip
-    except BaseException:
-        os.close(reading)
-        raise
-    finally:
-        os.close(writing)
-    guard = Guard(child.pid, workdir, limits, order)
-    lines, rest = Lines(limits), list[EventLine]()
-    try:
-        guard.start()
-        os.set_blocking(reading, False)
-        rest = _listen(reading, child, guard, lines, store)
-    finally:
-        os.close(reading)
-        if not _over(child):  # something here raised
-            guard.limit("internal_error", "the worker gave up")
-        guard.close()
-        child.wait()
-    return _ended(child, guard, lines, rest, workdir)
+        finally:
+            os.close(writing)
+        guard = Guard(child.pid, workdir, limits, order)
+        lines, rest = Lines(limits), list[EventLine]()
+        try:
+            guard.start()
+            os.set_blocking(reading, False)
+            rest = _listen(reading, child, guard, lines, store)
+        finally:
+            if not _over(child):  # something here raised
+                guard.limit("internal_error", "the worker gave up")
+            guard.close()
+            child.wait()
+        return _ended(child, guard, lines, rest, output_tail(logs, workdir))
 
 
 def _listen(reading: int, child: subprocess.Popen[bytes], guard: Guard, lines: Lines, store: Store) -> list[EventLine]:
@@ -184,10 +184,7 @@ def _over(child: subprocess.Popen[bytes]) -> bool:
     return os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
-def _ended(
-    child: subprocess.Popen[bytes], guard: Guard, lines: Lines, rest: Sequence[EventLine], workdir: Path
-) -> Ended:
-    tail = output_tail(workdir)
+def _ended(child: subprocess.Popen[bytes], guard: Guard, lines: Lines, rest: Sequence[EventLine], tail: str) -> Ended:
     if guard.lost:
         return Ended("lost", {}, (), tail, guard.peak_memory_bytes)
     if lines.last is not None:  # it had come to its end, whatever happened to it then
@@ -231,14 +228,11 @@ def clean_environment(workdir: Path, gpu: int | None) -> dict[str, str]:
     }
 
 
-def output_tail(workdir: Path) -> str:
+def output_tail(logs: Sequence[BinaryIO], workdir: Path) -> str:
     """The end of what the child printed, standard error last, without the names of this machine's folders."""
     parts = []
-    for name in ("stdout.log", "stderr.log"):
-        try:
-            with (workdir / name).open("rb") as file:
-                file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))
-                parts.append(file.read(TAIL_BYTES).decode("utf-8", "replace"))
-        except OSError:
-            continue
+    for log in logs:
+        descriptor = log.fileno()
+        end = os.fstat(descriptor).st_size
+        parts.append(os.pread(descriptor, TAIL_BYTES, max(0, end - TAIL_BYTES)).decode("utf-8", "replace"))
     return "".join(parts).replace(str(workdir), "…")

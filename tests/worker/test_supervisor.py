@@ -106,7 +106,7 @@ def test_events_come_in_order_and_the_result_last(tmp_path: Path) -> None:
     run = Run(tmp_path, do="train", epochs=5, seconds=0)
     (tmp_path / "kept" / "model.onnx").rename(tmp_path / "inputs" / "model.onnx")
     ended = run()
-    assert (ended.verdict, ended.body) == ("result", {"ratios": {"macs": 0.5}, "target_met": True})
+    assert (ended.verdict, ended.body) == ("result", {})
     events = [*run.events, *ended.rest]
     assert [body["epoch"] for name, body in events if "/epoch/" in name] == list(range(5))
     assert ended.peak_memory_bytes >= 0
@@ -138,6 +138,15 @@ def test_lines_arrive_in_any_pieces() -> None:
     assert events == [(f"a/{n}", {"n": n}) for n in range(50)]
     assert lines.last == ("result", {})
     assert lines.feed(b'{"name":"after","body":{}}\n') == []
+
+
+@pytest.mark.parametrize("what", ["a link", "a pipe", "nothing"])
+def test_what_lies_in_place_of_a_log_is_not_read(tmp_path: Path, what: str) -> None:
+    (tmp_path / "secret").write_text("the secret")
+    plan = {"do": "leave", "file": "stderr.log", "as": what, "to": str(tmp_path / "secret")}
+    (tmp_path / "work").mkdir()
+    ended = Run(tmp_path / "work", **plan)()
+    assert (ended.verdict, ended.output_tail) == ("result", "")
 
 
 def test_how_a_child_died() -> None:
