@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from core.batch_size import inference_batch
 from core.data.datasets import Dataset
 from core.data.source import SplitName
 from core.events import Emit
@@ -61,8 +62,10 @@ def measure(
     splits: tuple[SplitName, ...] = ("validation", "test")
     scores: dict[str, dict[str, SplitScore]] = {}
     for name, path in files.items():
-        kind = output_kind(networks[name])
-        scores[name] = {split: score_file(path, dataset, split, output=kind, threads=threads) for split in splits}
+        kind, size = output_kind(networks[name]), inference_batch(networks[name])
+        scores[name] = {
+            split: score_file(path, dataset, split, batch_size=size, output=kind, threads=threads) for split in splits
+        }
         emit(f"measure/{name}/accuracy", **{split: score.model_dump() for split, score in scores[name].items()})
     settings = [("cpu", 1)] + ([("cpu", threads)] if threads > 1 else [])
     if device != "cpu" and "CUDAExecutionProvider" in execution_providers():

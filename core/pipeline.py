@@ -24,9 +24,11 @@ import torch
 from safetensors.torch import save as save_safetensors
 
 from core.baseline import check_better_than_guessing
+from core.batch_size import inference_batch
 from core.comparison import doubts, layer_table, measure, ratios, requirement_results, sample_inputs
 from core.data.datasets import Dataset, load_dataset
 from core.data.fit import check_fits
+from core.data.source import SplitName
 from core.devices import require_device, torch_settings
 from core.errors import BillhookError
 from core.events import Emit, jsonable
@@ -151,7 +153,7 @@ class _Job:
         to_onnx(network, opset=self.recipe.export.opset)  # an opset that cannot hold the network is refused at once
         if self.inputs.model.format == "onnx":
             # that ONNX Runtime and we read the same network out of the file, before anything is built on it
-            images = sample_inputs(dataset, "validation", min(PARITY_IMAGES, len(dataset.splits["validation"])))
+            images = _parity_images(network, dataset, "validation")
             check = check_parity(network, self.inputs.model.path, images)
             self.checks.append(check.model_copy(update={"name": "parity/import"}))
         counts = count(network)
@@ -224,7 +226,7 @@ class _Job:
         self.progress.begin("export", "export")
         original.to("cpu").eval()
         pruned = done.network.to("cpu").eval()
-        images = sample_inputs(dataset, "test", min(PARITY_IMAGES, len(dataset.splits["test"])))
+        images = _parity_images(original, dataset, "test")
         files = {"original": self.inputs.model.path, "pruned": self.out / "pruned.onnx"}
         opset = self.recipe.export.opset
         if self.inputs.model.format != "onnx":
@@ -306,6 +308,11 @@ class _Job:
     def _write_json(self, name: str, document: Any) -> None:
         content = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
         write_atomically(self.out / name, content.encode())
+
+
+def _parity_images(network: Network, dataset: Dataset, split: SplitName) -> torch.Tensor:
+    """Real inputs to compare files and networks on: 32, or as many as there are and as memory has room for."""
+    return sample_inputs(dataset, split, min(inference_batch(network, PARITY_IMAGES), len(dataset.splits[split])))
 
 
 def fingerprint(inputs: JobInputs) -> dict[str, str]:

@@ -204,8 +204,13 @@ def load_dataset(dataset: DatasetInput) -> Dataset:
     return loaded.with_channels(preprocess.channels or stored)
 
 
-def _statistics(images: Tensor, chunk: int = 4096) -> tuple[list[float], list[float]]:
+STATISTICS_ELEMENTS = 2**21
+"""Of the images that are float64 at a time: 16 MiB."""
+
+
+def _statistics(images: Tensor) -> tuple[list[float], list[float]]:
     """Mean and standard deviation per channel of the raw 0-255 values, in float64, chunk by chunk."""
+    chunk = max(1, STATISTICS_ELEMENTS // images[0].numel())
     channels = images.shape[1]
     total = torch.zeros(channels, dtype=torch.float64)
     squares = torch.zeros(channels, dtype=torch.float64)

@@ -14,7 +14,6 @@ from core.measure.sessions import Floats, Session, open_session, static_batch
 from core.report import SplitScore
 
 OutputKind = Literal["logits", "probabilities", "log_probabilities"]
-BATCH_SIZE = 256
 
 
 def score_file(
@@ -22,16 +21,17 @@ def score_file(
     dataset: Dataset,
     split: SplitName,
     *,
+    batch_size: int,
     output: OutputKind = "logits",
     threads: int = 1,
     device: str = "cpu",
-    batch_size: int = BATCH_SIZE,
 ) -> SplitScore:
     """Top-1 accuracy and mean cross-entropy (nats) of the file's first output over a split.
 
-    `output`: what the model ends in; probabilities are those of a final Softmax, log_probabilities of a LogSoftmax.
-    A file that fixes its batch size is given batches of that size, the last one filled up. Raises `DeviceUnavailable`,
-    or `ValueError` where the output is not one number per class.
+    `batch_size`: images per run; time and memory depend on it, nothing else (see `core.batch_size`). A file that fixes
+    its batch size is given batches of that size, the last one filled up. `output`: what the model ends in;
+    probabilities are those of a final Softmax, log_probabilities of a LogSoftmax. Raises `DeviceUnavailable`, or
+    `ValueError` where the output is not one number per class.
     """
     session = open_session(path, threads=threads, device=device)
     correct, loss, images = 0, 0.0, 0

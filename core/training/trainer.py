@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from core.batch_size import inference_batch
 from core.data.datasets import Dataset
 from core.errors import Fault, RecipeInvalid, TrainingDiverged
 from core.events import Emit
@@ -37,7 +38,6 @@ CHECKPOINT_EPOCHS = 5
 """A checkpoint is written after the first epoch of a training, then once 10 s have passed or 5 epochs are done since
 the last: at most that much is repeated after a crash. Neither changes a number."""
 
-EVALUATION_BATCH = 256
 RECALIBRATION_BATCH = 128
 RECALIBRATION_IMAGES = 2_048
 _LOSS_CHECK_STEPS = 50
@@ -192,7 +192,7 @@ class Trainer:
         network.eval()
         loss, correct = 0.0, 0
         with torch.inference_mode():
-            for images, labels in self._dataset.batches(split, EVALUATION_BATCH, device=self._device):
+            for images, labels in self._dataset.batches(split, inference_batch(network), device=self._device):
                 logits = class_logits(network, images_channels_last(images, self._dataset.options.layout))
                 loss += functional.cross_entropy(logits, labels, reduction="sum").item()
                 correct += int((logits.argmax(1) == labels).sum())
@@ -203,12 +203,11 @@ class Trainer:
     def recalibrate(self, network: Network, *, label: str) -> int:
         """BatchNorm statistics from at most 2,048 images of train, not augmented, in an order drawn from `label`."""
         network.to(self._device)
+        size = inference_batch(network, RECALIBRATION_BATCH)
         batches = self._dataset.batches(
-            "train", RECALIBRATION_BATCH, seed=derived_seed(self._seed, label), shuffle=True, device=self._device
+            "train", size, seed=derived_seed(self._seed, label), shuffle=True, device=self._device
         )
-        few = (
-            images for (images, _), _ in zip(batches, range(RECALIBRATION_IMAGES // RECALIBRATION_BATCH), strict=False)
-        )
+        few = (images for (images, _), _ in zip(batches, range(RECALIBRATION_IMAGES // size), strict=False))
         return recalibrate(network, few)
 
     def expect(self, part: str, trainings: Sequence[tuple[int, int]]) -> None:

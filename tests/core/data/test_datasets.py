@@ -3,13 +3,15 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from core.data.datasets import READERS, Dataset
+from core.data.datasets import READERS, STATISTICS_ELEMENTS, Dataset
 from core.errors import DatasetMismatch
+from tests.core.fakes import small_dataset
 
 Load = Callable[..., Dataset]
 Npz = Callable[..., Path]
@@ -167,3 +169,19 @@ def test_every_format_has_a_reader() -> None:
     from core.job import DatasetFormat
 
     assert set(READERS) == set(get_args(DatasetFormat))
+
+
+def test_statistics_hold_little_in_double_precision_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = small_dataset(images=24, size=224, channels=3)
+    sizes: list[int] = []
+    convert = torch.Tensor.to
+
+    def to(tensor: torch.Tensor, *arguments: Any) -> torch.Tensor:
+        if arguments == (torch.float64,):
+            sizes.append(tensor.numel())
+        return convert(tensor, *arguments)
+
+    monkeypatch.setattr(torch.Tensor, "to", to)
+    mean = data.summary()["mean"]
+    assert max(sizes) <= STATISTICS_ELEMENTS < sum(sizes) == 24 * 3 * 224 * 224
+    assert mean == pytest.approx((data.splits["train"].x.double().mean((0, 2, 3)) / 255).tolist())

@@ -42,7 +42,7 @@ def expected(digits: Dataset, weight: np.ndarray) -> tuple[float, float]:
 def test_scores_are_torch_s(
     digits: Dataset, weight: np.ndarray, linear_file: MakeFile, batch: int | str, end: str | None, output: OutputKind
 ) -> None:
-    score = score_file(linear_file(weight, batch=batch, end=end), digits, "test", output=output)
+    score = score_file(linear_file(weight, batch=batch, end=end), digits, "test", batch_size=100, output=output)
     accuracy, loss = expected(digits, weight)
     assert accuracy > 0.5
     assert score.images == 359
@@ -51,7 +51,7 @@ def test_scores_are_torch_s(
 
 
 def test_a_saturated_softmax_has_a_finite_loss(digits: Dataset, weight: np.ndarray, linear_file: MakeFile) -> None:
-    score = score_file(linear_file(weight * 1e4, end="Softmax"), digits, "test", output="probabilities")
+    score = score_file(linear_file(weight * 1e4, end="Softmax"), digits, "test", batch_size=100, output="probabilities")
     assert np.isfinite(score.loss)
 
 
@@ -64,4 +64,4 @@ def test_the_batch_size_does_not_matter(digits: Dataset, weight: np.ndarray, lin
 
 def test_another_number_of_outputs_is_an_error(digits: Dataset, weight: np.ndarray, linear_file: MakeFile) -> None:
     with pytest.raises(ValueError, match="not \\(179, 10\\)"):
-        score_file(linear_file(weight[:7]), digits, "test")
+        score_file(linear_file(weight[:7]), digits, "validation", batch_size=179)

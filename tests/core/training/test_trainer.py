@@ -300,3 +300,18 @@ def test_recalibration_takes_at_most_2048_images(data: Dataset) -> None:
     network = cnn(image_size=(4, 4))
     assert trainer(large).recalibrate(network, label="x") == 3
     assert network.state_dict()["bn1.num_batches_tracked"] == 16
+
+
+def test_batches_without_gradients_are_small_where_activations_are_large(
+    data: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("core.batch_size.MOST_ELEMENTS", 10 * 16 * 8 * 8)  # 10 images: conv1 makes 16 channels of 8×8
+    network = cnn()
+    sizes: list[int] = []
+    network.layers()["conv1"].register_forward_pre_hook(lambda layer, inputs: sizes.append(len(inputs[0])))
+    whole = trainer(data).evaluate(network, "validation")
+    assert max(sizes) <= 10 < len(data.splits["validation"]) == whole.images == sum(sizes)
+    sizes.clear()
+    trainer(data).recalibrate(network, label="x")
+    assert max(sizes) <= 10
+    assert sum(sizes) == len(data.splits["train"])
