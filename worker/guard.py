@@ -6,17 +6,19 @@ should be dead. The first reason to end the child is the one that counts.
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import psutil
+import structlog
 
 from core.errors import BillhookError
 
@@ -29,6 +31,8 @@ EXIT_SECONDS = 15.0  # from its last line to its end
 Order = Literal["cancelled", "stopped", "lost"]
 Cause = Literal["cancelled", "stopped", "lost", "limit", "lingers"]
 
+log = structlog.get_logger("billhook.worker")
+
 
 class LimitReached(BillhookError):
     """The job reached one of its limits. `code` says which."""
@@ -40,11 +44,16 @@ class LimitReached(BillhookError):
 
 @dataclass(frozen=True)
 class Limits:
-    """What a child may use. Times in seconds; `line_bytes`, `lines` and `pipe_bytes` bound what it says on the pipe."""
+    """What a child may use. Times in seconds; `line_bytes`, `lines` and `pipe_bytes` bound what it says on the pipe.
+
+    `files` counts folders too; `depth` is how deep they may lie in each other.
+    """
 
     run_seconds: float
     memory_bytes: int
     disk_bytes: int
+    files: int = 100_000
+    depth: int = 64
     open_files: int = 1_024
     grace_seconds: float = 5.0
     line_bytes: int = 8 * 2**20
@@ -76,6 +85,7 @@ class Guard(threading.Thread):
         self._began = time.monotonic()
         self._kill_at: float | None = None
         self._exit_by: float | None = None
+        self._memory_at = self._disk_at = 0.0
         self._closed = threading.Event()
         self._lock = threading.Lock()
 
@@ -103,24 +113,33 @@ class Guard(threading.Thread):
         self._signal(signal.SIGKILL)
 
     def run(self) -> None:
-        memory_at = disk_at = 0.0
+        failed = False
         while not self._closed.wait(TICK_SECONDS):
-            now = time.monotonic()
-            order = self._order()
-            if order is not None:
-                self._end(order, at_once=order == "lost")
-            if self._kill_at is not None and now >= self._kill_at:
-                self._signal(signal.SIGKILL)
-            if self._exit_by is not None and now >= self._exit_by:
-                self._end("lingers", at_once=True)
-            if now - self._began > self._limits.run_seconds:
-                self.limit("time_limit", f"its time is over: {max(0, self._limits.run_seconds):.0f} s were left to it")
-            if now >= memory_at:
-                memory_at = now + MEMORY_SECONDS
-                self._watch_memory()
-            if now >= disk_at:
-                disk_at = now + DISK_SECONDS
-                self._watch_disk()
+            try:
+                self._tick()
+            except Exception:  # a child that nobody watches would have no limits any more
+                if not failed:
+                    log.exception("the guard failed; the child is ended", group=self._group)
+                failed = True
+                self.limit("internal_error", "the worker could not watch over the job; its log has the details")
+
+    def _tick(self) -> None:
+        now = time.monotonic()
+        order = self._order()
+        if order is not None:
+            self._end(order, at_once=order == "lost")
+        if self._kill_at is not None and now >= self._kill_at:
+            self._signal(signal.SIGKILL)
+        if self._exit_by is not None and now >= self._exit_by:
+            self._end("lingers", at_once=True)
+        if now - self._began > self._limits.run_seconds:
+            self.limit("time_limit", f"its time is over: {max(0, self._limits.run_seconds):.0f} s were left to it")
+        if now >= self._memory_at:
+            self._memory_at = now + MEMORY_SECONDS
+            self._watch_memory()
+        if now >= self._disk_at:
+            self._disk_at = now + DISK_SECONDS
+            self._watch_disk()
 
     def _watch_memory(self) -> None:
         used, allowed = session_memory_bytes(self._group), self._limits.memory_bytes
@@ -129,9 +148,14 @@ class Guard(threading.Thread):
             self.limit("memory_limit", f"the job used {used} bytes of memory; it may use {allowed}")
 
     def _watch_disk(self) -> None:
-        used, allowed = folder_bytes(self._workdir), self._limits.disk_bytes
-        if used > allowed:
-            self.limit("disk_limit", f"the job's files take {used} bytes; they may take {allowed}")
+        limits = self._limits
+        use = folder_use(self._workdir, files=limits.files, depth=limits.depth)
+        if use.bytes > limits.disk_bytes:
+            self.limit("disk_limit", f"the job's files take {use.bytes} bytes; they may take {limits.disk_bytes}")
+        elif use.files > limits.files:
+            self.limit("disk_limit", f"the job has more than {limits.files} files")
+        elif use.depth > limits.depth:
+            self.limit("disk_limit", f"the job's folders lie more than {limits.depth} deep in each other")
 
     def _end(self, cause: Cause, *, at_once: bool) -> None:
         with self._lock:
@@ -159,18 +183,32 @@ def session_memory_bytes(session: int) -> int:
     return total
 
 
-def folder_bytes(folder: Path) -> int:
-    """Bytes that a folder's files take up on the disk, links not followed."""
-    return sum(_disk_bytes(os.fspath(folder)))
+@dataclass
+class FolderUse:
+    """Bytes on the disk, files and folders, and how deep the folders lie in each other."""
+
+    bytes: int = 0
+    files: int = 0
+    depth: int = 0
 
 
-def _disk_bytes(folder: str) -> Iterator[int]:
-    try:
-        entries = list(os.scandir(folder))
-    except OSError:  # the child removed it meanwhile
-        return
-    for entry in entries:
-        with suppress(OSError):
-            yield entry.stat(follow_symlinks=False).st_blocks * 512
-            if entry.is_dir(follow_symlinks=False):
-                yield from _disk_bytes(entry.path)
+def folder_use(folder: Path, *, files: int, depth: int) -> FolderUse:
+    """What a folder holds, links not followed. Counting ends once there is more than `files` or deeper than `depth`."""
+    use = FolderUse()
+    left = [(os.fspath(folder), 1)]
+    while left and use.files <= files and use.depth <= depth:
+        path, level = left.pop()
+        use.depth = max(use.depth, level)
+        with suppress(OSError), os.scandir(path) as entries:  # the child may remove any of it meanwhile
+            for entry in entries:
+                use.files += 1
+                if use.files > files:
+                    break
+                try:
+                    use.bytes += entry.stat(follow_symlinks=False).st_blocks * 512
+                    if entry.is_dir(follow_symlinks=False):
+                        left.append((entry.path, level + 1))
+                except OSError as error:
+                    if error.errno == errno.ENAMETOOLONG:  # what lies there cannot be counted
+                        use.depth = depth + 1
+    return use

@@ -6,11 +6,14 @@ import errno
 import fcntl
 import os
 import re
-import shutil
 import stat
+import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import IO
+
+import structlog
 
 from core.errors import CheckpointUnusable
 from worker.answers import OutputRefused
@@ -18,6 +21,8 @@ from worker.answers import OutputRefused
 OUTPUT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 CHECKPOINT_NAME = re.compile(r"state/[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 MAX_OUTPUTS = 100
+
+log = structlog.get_logger("billhook.worker")
 
 
 @contextmanager
@@ -28,30 +33,63 @@ def work_directory(root: Path, name: str) -> Iterator[Path]:
     """
     root.mkdir(parents=True, exist_ok=True, mode=0o700)
     path, lock = root / name, root / f"{name}.lock"
-    with lock.open("wb") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
+    with _locked(lock):
         try:
             for part in ("", "inputs", "state", "out"):
                 (path / part).mkdir(mode=0o700)
             yield path
         finally:
-            shutil.rmtree(path, ignore_errors=True)
-            lock.unlink(missing_ok=True)
+            _remove(path, lock)
 
 
 def remove_abandoned(root: Path) -> list[str]:
-    """Remove the folders whose worker died without doing so; returns their names."""
+    """Remove the folders whose worker died without doing so; returns their names. What fails is logged."""
     removed = []
     for lock in root.glob("*.lock"):
-        with lock.open("rb") as held:
-            try:
+        try:
+            with lock.open("rb") as held:
                 fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:  # its worker lives
-                continue
-            shutil.rmtree(lock.with_suffix(""), ignore_errors=True)
-            lock.unlink(missing_ok=True)
-            removed.append(lock.stem)
+                if _names(lock, held) and _remove(lock.with_suffix(""), lock):
+                    removed.append(lock.stem)
+        except (BlockingIOError, FileNotFoundError):  # its worker lives, or removed it just now
+            continue
+        except OSError as error:
+            log.warning("an abandoned work folder cannot be removed", name=lock.stem, error=str(error))
     return removed
+
+
+@contextmanager
+def _locked(lock: Path) -> Iterator[None]:
+    """Holds the lock file, made anew if somebody removed it between opening and locking."""
+    while True:
+        with lock.open("wb") as held:
+            fcntl.flock(held, fcntl.LOCK_EX)
+            if _names(lock, held):
+                yield
+                return
+
+
+def _names(path: Path, file: IO[bytes]) -> bool:
+    """Whether `path` still is the name of the open file."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False
+
+
+def _remove(path: Path, lock: Path) -> bool:
+    """Remove a work folder and then its lock, which stays where the folder does: the next worker tries again.
+
+    By `rm`, since a child may nest folders deeper than recursion, or a path's length, goes.
+    """
+    done = subprocess.run(  # noqa: S603 no shell, and the name is ours
+        ["rm", "-rf", "--", os.fspath(path)], stdin=subprocess.DEVNULL, capture_output=True, text=True  # noqa: S607
+    )  # fmt: skip
+    if done.returncode != 0:
+        log.warning("a work folder cannot be removed", name=path.name, error=done.stderr[:500])
+        return False
+    lock.unlink(missing_ok=True)
+    return True
 
 
 @contextmanager

@@ -144,6 +144,29 @@ def leave(workdir: Path, emit: Emit, plan: dict[str, Any]) -> dict[str, Any]:
     return {}
 
 
+def nest(workdir: Path, emit: Emit, plan: dict[str, Any]) -> dict[str, Any]:
+    nest_folders(workdir / "state", plan["depth"])
+    time.sleep(30)
+    return {}
+
+
+def nest_folders(folder: Path, depth: int, name: str = "folder") -> None:
+    """Folders in each other, deeper than recursion and than the longest path."""
+    inside = os.open(folder, os.O_RDONLY)
+    for _ in range(depth):
+        os.mkdir(name, dir_fd=inside)
+        outside, inside = inside, os.open(name, os.O_RDONLY, dir_fd=inside)
+        os.close(outside)
+    os.close(inside)
+
+
+def litter(workdir: Path, emit: Emit, plan: dict[str, Any]) -> dict[str, Any]:
+    for number in range(plan["files"]):
+        (workdir / "state" / str(number)).touch()
+    time.sleep(30)
+    return {}
+
+
 def announce_nothing(workdir: Path, emit: Emit, plan: dict[str, Any]) -> dict[str, Any]:
     emit("checkpoint", file=plan["file"], number=1)
     time.sleep(5)
@@ -153,7 +176,7 @@ def announce_nothing(workdir: Path, emit: Emit, plan: dict[str, Any]) -> dict[st
 PLANS = {
     function.__name__: function
     for function in (train, refuse, crash, eat_memory, fill_disk, write_large_file, hang, die, look_round, babble,
-                     leave, announce_nothing)
+                     leave, announce_nothing, nest, litter)
 }  # fmt: skip
 
 

@@ -120,6 +120,7 @@ def test_what_the_child_has(house: House, monkeypatch: pytest.MonkeyPatch) -> No
         ({"do": "eat_memory"}, "memory_limit"),
         ({"do": "fill_disk"}, "disk_limit"),
         ({"do": "write_large_file"}, "disk_limit"),
+        ({"do": "nest", "depth": 1_500}, "disk_limit"),
         ({"do": "babble", "say": "no JSON\n"}, "output_limit"),
         ({"do": "leave", "file": "out/report.md", "as": "a link", "to": "/etc/hostname"}, "output_refused"),
         ({"do": "leave", "file": "out/report.md", "as": "a pipe"}, "output_refused"),

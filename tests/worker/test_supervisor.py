@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -13,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.worker.fake_child import nest_folders
 from tests.worker.house import FAKE_CHILD, wait_for
-from worker.guard import Limits, Order, folder_bytes, session_memory_bytes
+from worker.guard import Limits, Order, folder_use, session_memory_bytes
 from worker.supervisor import Ended, EventLine, Lines, clean_environment, death, supervise
-from worker.workdir import remove_abandoned, work_directory
 
 LIMITS = Limits(run_seconds=30, memory_bytes=2**30, disk_bytes=2**26, grace_seconds=0.5)
 
@@ -58,6 +59,21 @@ def test_a_child_that_will_not_listen_is_killed_after_the_grace(tmp_path: Path) 
     began = time.monotonic()
     assert Run(tmp_path, do="hang", deaf=True)(end="cancelled").verdict == "cancelled"
     assert time.monotonic() - began > LIMITS.grace_seconds
+
+
+def test_more_files_than_allowed(tmp_path: Path) -> None:
+    ended = Run(tmp_path, do="litter", files=60)(dataclasses.replace(LIMITS, files=50))
+    assert (ended.body["code"], ended.body["message"]) == ("disk_limit", "the job has more than 50 files")
+
+
+def test_a_guard_that_fails_ends_the_child(tmp_path: Path) -> None:
+    Run(tmp_path, do="hang")
+
+    def broken() -> Order | None:
+        raise RuntimeError("broken")
+
+    ended = supervise("run", tmp_path, LIMITS, order=broken, store=lambda _: None, command=FAKE_CHILD)
+    assert (ended.verdict, ended.body["code"]) == ("error", "internal_error")
 
 
 def test_a_slow_store_holds_up_neither_limit_nor_order(tmp_path: Path) -> None:
@@ -197,17 +213,9 @@ def test_memory_of_a_session_and_bytes_of_a_folder(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "file").write_bytes(b"x" * 100_000)
     (tmp_path / "link").symlink_to("/usr")
-    assert 100_000 <= folder_bytes(tmp_path) < 200_000
-
-
-def test_work_folders_of_dead_workers_are_removed_and_no_others(tmp_path: Path) -> None:
-    script = (
-        "import os, sys, pathlib, worker.workdir as w\n"
-        "context = w.work_directory(pathlib.Path(sys.argv[1]), 'att_dead'); context.__enter__(); os._exit(9)"
-    )
-    subprocess.run([sys.executable, "-c", script, str(tmp_path)], env=clean_environment(tmp_path, None), check=False)
-    assert (tmp_path / "att_dead" / "inputs").is_dir()
-    with work_directory(tmp_path, "att_alive") as alive:
-        assert remove_abandoned(tmp_path) == ["att_dead"]
-        assert alive.is_dir()
-    assert not list(tmp_path.iterdir())
+    use = folder_use(tmp_path, files=100, depth=10)
+    assert 100_000 <= use.bytes < 200_000
+    assert (use.files, use.depth) == (3, 2)
+    assert folder_use(tmp_path, files=1, depth=10).files == 2, "counting ends there"
+    nest_folders(tmp_path, 50, name="x" * 200)
+    assert folder_use(tmp_path, files=100, depth=64).depth == 65, "below the longest path nothing can be counted"
