@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ("BILLHOOK_DATA_DIR", options.data_dir and Path(options.data_dir).expanduser().absolute()),
         ("BILLHOOK_HOST", options.host),
         ("BILLHOOK_PORT", options.port),
-        ("BILLHOOK_QUEUES", "cpu,gpu" if options.gpu else None),
+        ("BILLHOOK_DEVICES", ",".join(["cpu", *(f"cuda:{number}" for number in options.gpu)]) if options.gpu else None),
     ):
         if value is not None:
             os.environ[variable] = str(value)  # for the processes started here too
@@ -85,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="N",
-        help="start a worker for GPU N too; may be repeated",
+        help="start a worker for GPU N beside that for the CPU; may be repeated (BILLHOOK_DEVICES)",
     )
     return parser
 
@@ -172,7 +172,8 @@ def _write(path: Path, text: str) -> None:
 
 
 def _serve(settings: Settings, listener: socket.socket, options: argparse.Namespace) -> int:
-    supervisor = Supervisor(_children(listener, options), _environment(), settings.data_dir / "logs")
+    children = _children(listener, () if options.no_worker else settings.devices)
+    supervisor = Supervisor(children, _environment(), settings.data_dir / "logs")
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: supervisor.stop())
     url = _url(listener)
@@ -201,13 +202,17 @@ def _serve(settings: Settings, listener: socket.socket, options: argparse.Namesp
     return 0
 
 
-def _children(listener: socket.socket, options: argparse.Namespace) -> list[Child]:
+def _children(listener: socket.socket, devices: Sequence[str]) -> list[Child]:
+    """The API and, if there are devices, a worker for each and one for uploads: what the API says there is."""
     socket_number = listener.fileno()
     children = [Child("api", ("api.listen", "--fd", str(socket_number)), pass_fds=(socket_number,))]
-    if not options.no_worker:
-        children += [Child(f"worker-{queue}", ("worker", "--queue", queue)) for queue in ("cpu", "inspect")]
-        for number in sorted(set(options.gpu)):
-            children.append(Child(f"worker-gpu-{number}", ("worker", "--queue", "gpu", "--gpu", str(number))))
+    if devices:
+        children.append(Child("worker-inspect", ("worker", "--queue", "inspect")))
+    for device in devices:
+        _, _, number = device.partition(":")
+        queue = ("gpu", "--gpu", number) if number else ("cpu",)
+        name = f"worker-gpu-{number}" if number else "worker-cpu"
+        children.append(Child(name, ("worker", "--queue", *queue)))
     return children
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -34,14 +34,14 @@ class Submission(Generic[Asked]):
 
 
 def check(
-    session: Session, owner: str, document: Any, recipes: RecipeFiles, queues: Iterable[str]
+    session: Session, owner: str, document: Any, recipes: RecipeFiles, devices: Sequence[str]
 ) -> Submission[JobRequest]:
-    """The submission that `document` (parsed JSON) describes.
+    """The submission that `document` (parsed JSON) describes, on a server that has workers for `devices`.
 
     Raises `Refused`: `request_invalid` or, if only the recipe is wrong, `recipe_invalid`, with all faults;
     `input_not_ready` if all is well but an upload has not been checked yet.
     """
-    plan, faults = _plan(JobRequest, document, recipes, queues)
+    plan, faults = _plan(JobRequest, document, recipes, devices)
     waiting: list[str] = []
     model = _subject(session, Model, owner, document.get("model"), "/model", faults, waiting)
     given = document.get("datasets")
@@ -56,12 +56,12 @@ def check(
     return plan.sound()
 
 
-def check_recipe(document: Any, recipes: RecipeFiles, queues: Iterable[str]) -> Recipe:
+def check_recipe(document: Any, recipes: RecipeFiles, devices: Sequence[str]) -> Recipe:
     """The recipe that `document` (parsed JSON, a `RecipeRequest`) names or holds, with its defaults.
 
     Raises `Refused` as `check` does, for what can be known without a model and a dataset.
     """
-    plan, faults = _plan(RecipeRequest, document, recipes, queues)
+    plan, faults = _plan(RecipeRequest, document, recipes, devices)
     _refuse(faults)
     return plan.sound().recipe
 
@@ -84,7 +84,7 @@ class _Plan(Generic[Asked]):
 
 
 def _plan(
-    kind: type[Asked], document: Any, recipes: RecipeFiles, queues: Iterable[str]
+    kind: type[Asked], document: Any, recipes: RecipeFiles, devices: Sequence[str]
 ) -> tuple[_Plan[Asked], list[Fault]]:
     """The part of a request that needs no upload, and its faults. Raises `Refused` for what is no object at all."""
     if not isinstance(document, dict):
@@ -94,7 +94,7 @@ def _plan(
     faults = [fault for fault in faults if "recipe" not in document or not _in_recipe(fault)]
     recipe, recipe_name, found = _recipe(document, recipes)
     faults += found
-    queue, found = _queue(document.get("device", "auto"), tuple(queues))
+    queue, found = _queue(document.get("device", "auto"), devices)
     return _Plan(request, recipe, recipe_name, queue), faults + found
 
 
@@ -138,17 +138,15 @@ def _named_recipe(name: str, recipes: RecipeFiles) -> tuple[Recipe | None, str |
     return recipe, name, []
 
 
-def _queue(device: Any, queues: tuple[str, ...]) -> tuple[str | None, list[Fault]]:
-    """The queue whose workers have the device."""
+def _queue(device: Any, devices: Sequence[str]) -> tuple[str | None, list[Fault]]:
+    """The queue whose workers have the device: a GPU's worker serves `gpu` and the queue of its own number."""
     if not isinstance(device, str) or not DEVICE.fullmatch(device):
         return None, []  # said already: the pattern
     if device == "auto":
-        return ("gpu" if "gpu" in queues else queues[0]), []
-    kind = "cpu" if device == "cpu" else "gpu"
-    if kind in queues:  # a GPU worker serves `gpu` and the queue of its own number
+        return ("cpu" if set(devices) == {"cpu"} else "gpu"), []
+    if device in devices:
         return ("cpu" if device == "cpu" else f"gpu-{device.partition(':')[2]}"), []
-    there = "cpu" if "cpu" in queues else "cuda:N"
-    return None, [Fault("/device", f"this installation has no {kind} workers", f"auto or {there}")]
+    return None, [Fault("/device", f"this installation has no worker for {device}", ", ".join(["auto", *devices]))]
 
 
 def _subject(

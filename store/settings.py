@@ -9,10 +9,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic import Field, SecretStr, StringConstraints, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-Device = Literal["cpu", "gpu"]
+Device = Annotated[str, StringConstraints(pattern=r"^(cpu|cuda:(0|[1-9][0-9]{0,2}))$")]
 GIB = 2**30
 
 
@@ -61,8 +61,8 @@ class Settings(BaseSettings):
     long_poll_interval_seconds: float = Field(0.2, gt=0, le=10, description="how often a waiting request looks again")
 
     # the queue
-    queues: Annotated[tuple[Device, ...], NoDecode] = Field(
-        ("cpu",), description="device queues that this installation has workers for, comma-separated: cpu, gpu"
+    devices: Annotated[tuple[Device, ...], NoDecode] = Field(
+        ("cpu",), description="devices that this installation has workers for, comma-separated: cpu, cuda:0, cuda:1, …"
     )
     lease_seconds: float = Field(30, ge=1, le=600, description="a worker that is silent for so long loses its job")
     heartbeat_seconds: float = Field(5, gt=0, description="how often a worker extends its lease")
@@ -88,7 +88,7 @@ class Settings(BaseSettings):
     def _absolute(cls, value: Path) -> Path:
         return value.expanduser().absolute()
 
-    @field_validator("queues", mode="before")
+    @field_validator("devices", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
@@ -97,8 +97,8 @@ class Settings(BaseSettings):
     def _heartbeat_within_lease(self) -> Settings:
         if self.heartbeat_seconds * 2 > self.lease_seconds:
             raise ValueError("heartbeat_seconds must be at most half of lease_seconds, or one late beat loses the job")
-        if not self.queues:
-            raise ValueError("queues needs at least one of cpu, gpu")
+        if not self.devices or len(set(self.devices)) != len(self.devices):
+            raise ValueError("devices needs at least one of cpu, cuda:N, each once")
         return self
 
     @property

@@ -58,7 +58,7 @@ def _submit_once(services: Services, owner: str, key: str | None, sha256: str, d
     with transaction(services.engine) as session:
         if key is not None and (known := idempotency.recall(session, owner, ROUTE, key, sha256)) is not None:
             return known, True
-        asked = submission.check(session, owner, document, services.recipes, services.settings.queues)
+        asked = submission.check(session, owner, document, services.recipes, services.settings.devices)
         job = jobs.create_job(
             session,
             owner=owner,

@@ -56,7 +56,7 @@ async def check_recipe(request: Request, services: Shared) -> CheckedRecipe:
 
 
 def _checked(services: Services, body: bytes) -> CheckedRecipe:
-    recipe = submission.check_recipe(parse_json(body), services.recipes, services.settings.queues)
+    recipe = submission.check_recipe(parse_json(body), services.recipes, services.settings.devices)
     return CheckedRecipe(recipe=recipe)
 
 

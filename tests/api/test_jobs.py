@@ -169,13 +169,20 @@ def test_a_dataset_that_does_not_fit_the_model(
 
 def test_the_device_chooses_the_queue() -> None:
     assert _queue("auto", ("cpu",)) == ("cpu", [])
-    assert _queue("auto", ("cpu", "gpu")) == ("gpu", [])
-    assert _queue("cuda:1", ("cpu", "gpu")) == ("gpu-1", [])
-    assert _queue("cpu", ("cpu", "gpu")) == ("cpu", [])
-    queue, (fault,) = _queue("cpu", ("gpu",))
-    assert (queue, fault.expected) == (None, "auto or cuda:N")
-    queue, (fault,) = _queue("cuda:0", ("cpu",))
-    assert (queue, fault.expected) == (None, "auto or cpu")
+    assert _queue("auto", ("cpu", "cuda:1")) == ("gpu", [])
+    assert _queue("cuda:1", ("cpu", "cuda:1")) == ("gpu-1", [])
+    assert _queue("cpu", ("cpu", "cuda:1")) == ("cpu", [])
+
+
+@pytest.mark.parametrize(
+    ("device", "there"),
+    [("cpu", ("cuda:0",)), ("cuda:0", ("cpu",)), ("cuda:99", ("cpu", "cuda:0")), ("cuda:00", ("cpu", "cuda:0"))],
+)
+def test_a_device_without_a_worker_is_refused(device: str, there: tuple[str, ...]) -> None:
+    queue, (fault,) = _queue(device, there)
+    assert (queue, fault.pointer) == (None, "/device")
+    assert fault.message == f"this installation has no worker for {device}"
+    assert fault.expected == ", ".join(("auto", *there))
 
 
 @pytest.mark.parametrize(

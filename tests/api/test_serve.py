@@ -19,7 +19,7 @@ import psutil
 import pytest
 from pydantic import SecretStr
 
-from api.serve import CannotStart, _lock, _secret, main
+from api.serve import CannotStart, _children, _lock, _secret, main
 from api.supervisor import Child, Supervisor
 from store.settings import Settings
 
@@ -171,7 +171,8 @@ def test_a_connection_cut_in_the_middle_of_an_upload_leaves_nothing(data: Path, 
         (("--host", "::"), {}, "--allow-remote", 1),
         (("--host", "not-a-host.invalid"), {}, "not an address to listen on", 1),
         (("--host", "192.0.2.1", "--allow-remote"), {}, "cannot listen on 192.0.2.1", 1),
-        ((), {"BILLHOOK_QUEUES": "tpu"}, "BILLHOOK_QUEUES", 2),
+        ((), {"BILLHOOK_DEVICES": "tpu"}, "BILLHOOK_DEVICES", 2),
+        (("--gpu", "-1"), {}, "BILLHOOK_DEVICES", 2),
         ((), {"BILLHOOK_DATABASE_URL": "postgresql+psycopg://root@127.0.0.1:1/x"}, "database cannot be used", 1),
         ((), {"BILLHOOK_DATABASE_URL": "nonsense"}, "database cannot be used", 1),
         ((), {"BILLHOOK_DATABASE_URL": "sqlite://"}, "database cannot be used", 1),
@@ -212,6 +213,22 @@ def test_the_key_of_the_settings_takes_the_place_of_the_one_that_is_there(tmp_pa
     assert stat.S_IMODE((tmp_path / "key").stat().st_mode) == 0o600
     assert _secret(Settings(data_dir=tmp_path, api_key=SecretStr(" bh_given\n"))) == "bh_given"
     assert (tmp_path / "key").read_text() == "bh_given\n"
+
+
+@pytest.mark.parametrize(
+    ("devices", "workers"),
+    [
+        ((), []),
+        (("cpu",), ["inspect", "cpu"]),
+        (("cpu", "cuda:0", "cuda:3"), ["inspect", "cpu", "gpu --gpu 0", "gpu --gpu 3"]),
+        (("cuda:1",), ["inspect", "gpu --gpu 1"]),
+    ],
+)
+def test_each_device_of_the_settings_has_a_worker(devices: tuple[str, ...], workers: list[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        _, *found = _children(listener, devices)
+    assert [" ".join(child.command) for child in found] == [f"worker --queue {queue}" for queue in workers]
+    assert len({child.name for child in found}) == len(found)
 
 
 def test_a_client_that_looks_whether_a_server_runs_does_not_keep_one_from_starting(tmp_path: Path) -> None:

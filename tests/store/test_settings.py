@@ -22,20 +22,22 @@ def test_everything_lies_in_the_data_folder(tmp_path: Path) -> None:
 def test_the_environment_sets_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("BILLHOOK_DATA_DIR", "relative")
-    monkeypatch.setenv("BILLHOOK_QUEUES", "cpu, gpu")
+    monkeypatch.setenv("BILLHOOK_DEVICES", "cpu, cuda:1")
     monkeypatch.setenv("BILLHOOK_API_KEY", "bh_secret")
     settings = Settings()
     assert settings.data_dir == tmp_path / "relative"
     assert settings.database_url == f"sqlite:///{tmp_path}/relative/billhook.db"
-    assert settings.queues == ("cpu", "gpu")
+    assert settings.devices == ("cpu", "cuda:1")
     assert "bh_secret" not in repr(settings)
 
 
 @pytest.mark.parametrize(
     ("given", "named"),
     [
-        ({"queues": "tpu"}, "queues"),
-        ({"queues": ""}, "queues"),
+        ({"devices": "tpu"}, "devices"),
+        ({"devices": "cuda:01"}, "devices"),
+        ({"devices": "cpu,cpu"}, "devices"),
+        ({"devices": ""}, "devices"),
         ({"lease_seconds": 6}, "heartbeat_seconds"),
         ({"port": 70_000}, "port"),
     ],
