@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
+from collections.abc import Iterator
 from typing import Any, TypeVar
 
 from fastapi import Request
@@ -11,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect
 
 from api.errors import Refused
+from core.documents import pointer_to
 from core.errors import Fault
 from core.recipe import faults_of
 
@@ -47,16 +50,46 @@ def too_large(limit: int) -> Refused:
 
 
 def parse_json(text: bytes | str, pointer: str = "") -> Any:
-    """What JSON text says. Raises `Refused` (`json_invalid`) for anything that is not JSON by the standard (NaN, …)."""
+    """What JSON text says.
+
+    Raises `Refused` (`json_invalid`) for anything that is not JSON by the standard (NaN, …), and for a name that is
+    there twice in one object: the parser would drop all but the last.
+    """
     try:
-        document = json.loads(text, parse_constant=_no_constant, parse_float=_finite)
+        document = json.loads(text, parse_constant=_no_constant, parse_float=_finite, object_pairs_hook=_object)
         json.dumps(document, ensure_ascii=False).encode()  # a lone surrogate can be neither stored nor sent on
         if _has_nul(document):  # PostgreSQL refuses it
             raise ValueError("text must not hold U+0000")
     except (ValueError, RecursionError) as error:
         fault = Fault(pointer, _reason(error), "JSON (RFC 8259)")
         raise Refused("json_invalid", "the body is not valid JSON", faults=[fault]) from None
+    if repeated := list(_repeated(document, pointer)):
+        faults = [Fault(where, "the name is there more than once", "each name once") for where in repeated]
+        raise Refused("json_invalid", "the body gives the same name twice", faults=faults)
     return document
+
+
+class _Repeating(dict[str, Any]):
+    """An object of the text with the names that it gives more than once."""
+
+    repeated: tuple[str, ...] = ()
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(document := dict(pairs)) == len(pairs):
+        return document
+    repeating = _Repeating(document)
+    repeating.repeated = tuple(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+    return repeating
+
+
+def _repeated(value: Any, pointer: str) -> Iterator[str]:
+    """Pointers to the names that are given more than once."""
+    if isinstance(value, _Repeating):
+        yield from (pointer + pointer_to(name) for name in value.repeated)
+    if isinstance(value, dict | list):
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _repeated(item, pointer + pointer_to(key))
 
 
 def _has_nul(value: Any) -> bool:

@@ -12,9 +12,9 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, ValidationError, field_validator, model_validator
 
+from core.documents import DocumentInvalid, load_yaml
 from core.errors import Fault, RecipeInvalid
 
 Share = Annotated[float, Field(gt=0, lt=1)]
@@ -268,9 +268,9 @@ def parse_recipe(document: Any, *, prefix: str = "") -> Recipe:
 def load_recipe(text: str) -> Recipe:
     """A recipe from YAML or JSON text. Raises `RecipeInvalid`."""
     try:
-        document = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise RecipeInvalid("the recipe is not valid YAML", faults=[Fault("", str(error))]) from None
+        document = load_yaml(text)
+    except DocumentInvalid as error:
+        raise RecipeInvalid("the recipe is not valid YAML", faults=error.faults) from None
     return parse_recipe(document)
 
 

@@ -198,6 +198,16 @@ def test_json_that_is_none(api: Api, body: bytes, says: str) -> None:
     assert says in problem(answer, 400, "json_invalid")["faults"][0]["message"]
 
 
+def test_a_name_that_is_there_twice(api: Api) -> None:
+    body = b'{"model": "x", "model": "y", "recipe": {"steps": [{"a/b": 1, "a/b": 1}], "seed": 1}, "datasets": []}'
+    answer = api.http.post("/v1/jobs", content=body, headers={"Content-Type": "application/json"})
+    document = problem(answer, 400, "json_invalid")
+    assert pointers(document) == {"/model", "/recipe/steps/0/a~1b"}
+    options = {"filename": "d.zip", "preprocess": '{"scale": 1, "scale": 2}'}
+    answer = api.http.post("/v1/datasets", content=b"x", params=options)
+    assert pointers(problem(answer, 422, "request_invalid")) == {"/preprocess/scale"}
+
+
 def test_a_body_that_is_not_json(api: Api) -> None:
     problem(api.http.post("/v1/jobs", content=b"{}"), 415, "media_type_unsupported")
     problem(api.http.post("/v1/jobs", data={"model": "x"}), 415, "media_type_unsupported")
