@@ -151,8 +151,10 @@ def test_the_time_being_up_is_1_and_cancels(run: Command, fake: FakeServer, mode
     fake.job_plan = [{"state": "running"}]
     ran = run(*prune(model_file, "--timeout", "0.5", "--json"))
     assert (ran.code, ran.document["error"]["code"]) == (1, "timeout")
-    assert [job["state"] for job in fake.jobs.values()] == ["cancelling"]
-    assert ran.document["job"]["id"] in fake.jobs
+    assert [job["state"] for job in fake.jobs.values()] == ["cancelled"]
+    assert ran.document["job"]["state"] == "cancelled"
+    assert ran.document["cancelled"] is True
+    assert ran.document["error"]["message"].endswith(f"{ran.document['job']['id']} was cancelled")
     assert "was cancelled" in ran.err
 
 

@@ -60,9 +60,11 @@ def test_interrupting_cancels_the_job(running: subprocess.Popen[str], endless: F
     running.send_signal(number)
     out, err = running.communicate(timeout=20)
     assert running.returncode == 130
-    assert [job["state"] for job in endless.jobs.values()] == ["cancelling"]
+    assert [job["state"] for job in endless.jobs.values()] == ["cancelled"]
     assert json.loads(out)["error"]["code"] == "interrupted"
     assert json.loads(out)["job"]["id"] in endless.jobs
+    assert json.loads(out)["job"]["state"] == "cancelled"
+    assert json.loads(out)["cancelled"] is True
     assert "interrupt again to leave at once" in err
     assert "was cancelled" in err
     assert "Traceback" not in err
@@ -74,13 +76,30 @@ def test_interrupting_twice_leaves_at_once(running: subprocess.Popen[str], endle
     endless.failures[cancel] = ["hang"]
     running.send_signal(signal.SIGINT)
     endless.wait_for(cancel)
+    time.sleep(1.1)
     asked = time.monotonic()
     running.send_signal(signal.SIGINT)
     out, err = running.communicate(timeout=20)
     assert running.returncode == 130
     assert time.monotonic() - asked < 5
-    assert json.loads(out)["error"]["code"] == "interrupted"
+    document = json.loads(out)
+    assert (document["error"]["code"], document["cancelled"]) == ("interrupted", False)
+    assert f"may go on; cancel it with: billhook jobs cancel {document['job']['id']}" in err
     assert "Traceback" not in err
+
+
+def test_signals_in_a_burst_are_one_interruption(running: subprocess.Popen[str], endless: FakeServer) -> None:
+    """As build servers send them: to the process, then to its group; SIGINT, then SIGTERM, until it has gone."""
+    running.send_signal(signal.SIGINT)
+    end = time.monotonic() + 20
+    while running.poll() is None and time.monotonic() < end:
+        running.send_signal(signal.SIGTERM)
+        time.sleep(0.002)
+    out, err = running.communicate(timeout=20)
+    assert running.returncode == 130
+    assert [job["state"] for job in endless.jobs.values()] == ["cancelled"]
+    assert json.loads(out)["cancelled"] is True
+    assert "was cancelled" in err
 
 
 def test_a_pipe_gets_no_control_characters(fake: FakeServer, command: list[str], environment: dict[str, str]) -> None:

@@ -11,6 +11,7 @@ import anyio
 import pytest
 
 import billhook
+from billhook.operations import prune
 from tests.client.either import Either
 from tests.client.fake_server import KEY, PRUNED, FakeServer
 
@@ -51,28 +52,76 @@ def test_what_is_wrong_here_is_found_before_anything_is_sent(
 
 def test_the_time_being_up_cancels_the_job(client: Either, fake: FakeServer, model_file: Path, tmp_path: Path) -> None:
     fake.job_plan = [{"state": "running"}]
-    with pytest.raises(billhook.Timeout):
+    with pytest.raises(billhook.Timeout, match=r"the time was up while job_0+1 was running; job_0+1 was cancelled$"):
         client.prune(model_file, "builtin:digits", "half", tmp_path / "out.onnx", timeout=0.5)
-    assert [job["state"] for job in fake.jobs.values()] == ["cancelling"]
+    assert [job["state"] for job in fake.jobs.values()] == ["cancelled"]
+
+
+class Interrupted(BaseException):
+    """As KeyboardInterrupt, which would end the test run where it slipped through."""
+
+
+def interrupted_at(
+    client: Either, model_file: Path, tmp_path: Path, *moments: str
+) -> list[tuple[str, billhook.Job | None]]:
+    """All phases and jobs that `prune` tells of, interrupted when the job runs and at the phases `moments`."""
+    told: list[tuple[str, billhook.Job | None]] = []
+
+    def tell(progress: billhook.Progress) -> None:
+        told.append((progress.phase, progress.job))
+        if progress.phase in moments or (progress.phase == "run" and progress.job and progress.job.state == "running"):
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        client.prune(model_file, "builtin:digits", "half", tmp_path / "out.onnx", on_progress=tell)
+    return told
 
 
 def test_an_interruption_cancels_the_job(client: Either, fake: FakeServer, model_file: Path, tmp_path: Path) -> None:
     fake.job_plan = [{"state": "running"}]
-    phases: list[str] = []
+    *_, cancelling, (phase, job) = interrupted_at(client, model_file, tmp_path)
+    assert [job["state"] for job in fake.jobs.values()] == ["cancelled"]
+    assert fake.log[-2].endswith("/cancel")
+    assert (cancelling[0], phase) == ("cancelling", "cancelled")
+    assert job is not None
+    assert job.state == "cancelled"  # read once more, not as it was when the request arrived
 
-    class Interrupted(BaseException):
-        """As KeyboardInterrupt, which would end the test run where it slipped through."""
 
-    def interrupt(progress: billhook.Progress) -> None:
-        phases.append(progress.phase)
-        if progress.job is not None and progress.job.state == "running":
+def test_a_second_interruption_tells_that_the_job_goes_on(
+    client: Either, fake: FakeServer, model_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake.job_plan = [{"state": "running"}]
+    cancel = prune.jobs.cancel_job
+
+    def interrupted(core: Any, job_id: str) -> Any:
+        raise Interrupted
+        yield from cancel(core, job_id)
+
+    monkeypatch.setattr(prune.jobs, "cancel_job", interrupted)
+    phase, job = interrupted_at(client, model_file, tmp_path)[-1]
+    assert phase == "not cancelled"
+    assert job is not None
+    assert prune.how_left(billhook.Progress("not cancelled", None, job)) == (
+        f"{job.id} was not cancelled and may go on; cancel it with: billhook jobs cancel {job.id}"
+    )
+
+
+def test_a_job_that_ended_meanwhile_was_not_cancelled(
+    client: Either, fake: FakeServer, model_file: Path, tmp_path: Path
+) -> None:
+    fake.job_plan = [{"state": "running"}, {"state": "succeeded"}]
+
+    def tell(progress: billhook.Progress) -> None:
+        left.append(progress)
+        if progress.job is not None and progress.job.state == "running" and progress.phase == "run":
+            fake.look_at_job(fake.jobs[progress.job.id])
             raise Interrupted
 
+    left: list[billhook.Progress] = []
     with pytest.raises(Interrupted):
-        client.prune(model_file, "builtin:digits", "half", tmp_path / "out.onnx", on_progress=interrupt)
-    assert [job["state"] for job in fake.jobs.values()] == ["cancelling"]
-    assert fake.log[-1].endswith("/cancel")
-    assert phases[-2:] == ["cancelling", "cancelled"]
+        client.prune(model_file, "builtin:digits", "half", tmp_path / "out.onnx", on_progress=tell)
+    assert left[-1].phase == "not cancelled"
+    assert prune.how_left(left[-1]) == "job_00000000000000000000000001 had succeeded before it could be cancelled"
 
 
 @pytest.mark.parametrize("how", ["task", "scope"])
@@ -100,7 +149,7 @@ def test_a_cancelled_task_cancels_its_job(how: str, fake: FakeServer, model_file
                 assert scope.cancelled_caught
 
     anyio.run(main)
-    assert [job["state"] for job in fake.jobs.values()] == ["cancelling"]
+    assert [job["state"] for job in fake.jobs.values()] == ["cancelled"]
 
 
 def test_a_job_whose_id_never_arrived_is_found_and_cancelled(

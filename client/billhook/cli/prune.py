@@ -14,8 +14,8 @@ from billhook.cli.progress import ProgressDisplay
 from billhook.cli.session import MISSED, OK, Session, command
 from billhook.errors import InputInvalid, RequirementsMissed
 from billhook.operations.jobs import Recipe, read_document
-from billhook.operations.prune import Progress
-from billhook.results import Job, Pruned
+from billhook.operations.prune import Progress, how_left
+from billhook.results import Pruned
 
 _REQUIREMENT = re.compile(r"\s*([a-z_]+)\s*(<=|>=|<|>)\s*([0-9.eE+-]+)\s*")
 _RECIPE_FILE = re.compile(r".*(/|\\|\.ya?ml$|\.json$)")
@@ -71,7 +71,8 @@ def prune(
     verifies its checksum, and prints a table of before and after. The result
     is a drop-in replacement: the same inputs, outputs and opset.
 
-    Ctrl-C cancels the job on the server; a second one leaves at once.
+    Ctrl-C cancels the job on the server; a second one, a second later or
+    more, leaves at once.
 
     \b
     Examples:
@@ -94,15 +95,18 @@ def prune(
         raise InputInvalid(f"--report {report}: the name must end in one of {', '.join(REPORT_SUFFIXES)}")
     if report is not None and not report.absolute().parent.is_dir():
         raise InputInvalid(f"--report {report}: there is no folder {report.absolute().parent}")
-    job: list[Job] = []
+    more: dict[str, Any] = {}
     missed: RequirementsMissed | None = None
     try:
         with ProgressDisplay(session.err) as display:
 
             def tell(progress: Progress) -> None:
-                if progress.job is not None and not job:
-                    session.note(f"submitted as {progress.job.id}")
-                job[:] = [progress.job] if progress.job is not None else job
+                if progress.job is not None:
+                    if "job" not in more:
+                        session.note(f"submitted as {progress.job.id}")
+                    more["job"] = progress.job.raw
+                if progress.phase in ("cancelled", "not cancelled"):
+                    more["cancelled"] = progress.phase == "cancelled"
                 _tell(session, display, progress)
 
             result = session.client.prune(
@@ -116,7 +120,7 @@ def prune(
     except RequirementsMissed as error:
         missed, result = error, error.result
     except (Exception, KeyboardInterrupt) as error:
-        return session.fail(error, **({"job": job[-1].raw} if job else {}))
+        return session.fail(error, **more)
     session.show(_document(result, missed), lambda: tables.report(result.report))
     session.note(f"{result.file.path}: {tables.size(result.file.bytes)}, sha256 {result.file.sha256}")
     if report is not None:
@@ -133,11 +137,8 @@ def _tell(session: Session, display: ProgressDisplay, progress: Progress) -> Non
             display.show_job(progress.job, progress.events)
         case "cancelling":
             session.note("cancelling the job; interrupt again to leave at once")
-        case "cancelled" if progress.job is not None:
-            session.note(f"{progress.job.id} was cancelled")
-        case "not cancelled":
-            which = progress.job.id if progress.job is not None else "the job"
-            session.note(f"{which} could not be cancelled: it may go on (see: billhook jobs list)")
+        case "cancelled" | "not cancelled":
+            session.note(how_left(progress))
         case phase:
             display.show({"upload model": "model", "upload dataset": "dataset"}.get(phase, phase), progress.fraction)
 

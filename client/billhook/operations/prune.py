@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from billhook.errors import BillhookError, InputInvalid, RequirementsMissed, Timeout
+from billhook.errors import ApiError, BillhookError, InputInvalid, RequirementsMissed, Timeout
 from billhook.operations import jobs, uploads
 from billhook.results import Event, Job, Pruned, Update
 from billhook.retries import Core, deadline_after
 from billhook.steps import Operation, blocking, for_each
 
 Phase = Literal["upload model", "upload dataset", "run", "download", "cancelling", "cancelled", "not cancelled"]
+CANCELLED_WITHIN_SECONDS = 5.0  # what build servers leave a job between the signal to stop and the end is a little more
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def prune(
     `requirements`: what the result must keep to, e.g. {"accuracy_drop": "<= 0.01"}. `timeout`: seconds for all of it.
 
     If the caller is interrupted (KeyboardInterrupt, a cancelled task), or the time is up, the job is cancelled on the
-    server before that is raised on.
+    server before that is raised on; the last progress says whether it was ("cancelled", "not cancelled").
 
     Raises `RequirementsMissed` (the file is there; its `result` is what would have been returned), `JobFailed`,
     `JobCancelled`, `UploadRefused`, `InputInvalid`, `ApiError`, `Timeout`, `ConnectionFailed`, `ChecksumMismatch`.
@@ -112,7 +113,9 @@ def prune(
     except BaseException as stop:
         if isinstance(stop, GeneratorExit) or (isinstance(stop, BillhookError) and not isinstance(stop, Timeout)):
             raise
-        yield from _abandon(core, job, submit, on_progress)
+        told = yield from _abandon(core, job, submit, on_progress)
+        if isinstance(stop, Timeout):
+            raise Timeout(f"{stop.message}; {told}") from None
         raise
     job.raise_for_state()
 
@@ -155,12 +158,42 @@ def _finished(
 
 def _abandon(
     core: Core, job: Job | None, submit: Callable[[], Operation[Job]], on_progress: Callable[[Progress], None]
-) -> Operation[None]:
-    """Cancel the job. One whose id never arrived is found by submitting it again under the same key."""
+) -> Operation[str]:
+    """Cancel the job, and say what became of it. One whose id never arrived is found by submitting it again under the
+    same key. A second interruption stops this too, but not before it was told how the job was left.
+    """
     on_progress(Progress("cancelling", None, job))
+    accepted = False
     try:
-        known = job if job is not None else (yield from submit())
-        cancelled = yield from jobs.cancel_job(core, known.id)
-        on_progress(Progress("cancelled", None, cancelled))
-    except BillhookError:  # the interruption is what is raised; that the job goes on is told
-        on_progress(Progress("not cancelled", None, job))
+        job = job if job is not None else (yield from submit())
+        try:
+            job = yield from jobs.cancel_job(core, job.id)
+            accepted = True
+        except ApiError as error:
+            if error.code != "job_terminal":
+                raise
+        if not (accepted and job.over):  # until it has stopped, for a moment; or how it ended before this
+            job = yield from jobs.look_at_job(core, job.id, CANCELLED_WITHIN_SECONDS)
+    except GeneratorExit:
+        raise
+    except BaseException as error:
+        left = Progress("cancelled" if accepted else "not cancelled", None, job)
+        on_progress(left)
+        if not isinstance(error, BillhookError):
+            raise
+        return how_left(left)  # the interruption is what is raised; that the job goes on is told
+    left = Progress("cancelled" if job.state in ("cancelling", "cancelled") else "not cancelled", None, job)
+    on_progress(left)
+    return how_left(left)
+
+
+def how_left(progress: Progress) -> str:
+    """How an interrupted `prune` left its job, in words; of its last progress ("cancelled" or "not cancelled")."""
+    job = progress.job
+    if job is None:
+        return "whether there is a job is not known (see: billhook jobs list)"
+    if progress.phase == "cancelled":
+        return f"{job.id} was cancelled" if job.over else f"{job.id} is being cancelled: it stops within seconds"
+    if job.over:
+        return f"{job.id} had {job.state} before it could be cancelled"
+    return f"{job.id} was not cancelled and may go on; cancel it with: billhook jobs cancel {job.id}"
