@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
+import onnx
 import torch
 from torch import Tensor
 
@@ -18,13 +19,15 @@ from core.graph.network import Network
 from core.measure.accuracy import OutputKind, score_file
 from core.measure.latency import measure_latency
 from core.measure.layers import layer_milliseconds
-from core.measure.memory import measure_memory
+from core.measure.memory import MemoryNotMeasured, measure_memory
 from core.measure.sessions import execution_providers
 from core.recipe import COMPARISONS, Requirements
 from core.report import Latency, Layer, Memory, RequirementResult, SplitScore, Variant
 
 LATENCY_SECONDS = 12.0
 """Budget of one latency setting, for all variants together; it ends sooner where three windows agree."""
+MEMORY_NOISE = 0.1
+"""Noise, as a share of the figure, that a reader is told of."""
 
 
 def sample_inputs(dataset: Dataset, split: SplitName, images: int) -> Tensor:
@@ -76,11 +79,17 @@ def measure(
         for name, latency in found.items():
             latencies[name].append(latency)
             emit(f"measure/{name}/latency/{where}/{number}", **latency.model_dump(exclude={"samples_ms"}))
-    memories: dict[str, Memory] = measure_memory(files, batch_size=batch, input_shape=inputs.shape[1:])
+    memories: dict[str, Memory | None] = dict.fromkeys(files)
+    try:
+        memories.update(measure_memory(files, batch_size=batch, input_shape=inputs.shape[1:]))
+    except MemoryNotMeasured as error:  # one figure less; the job is done all the same
+        emit("measure/memory_failed", reason=error.reason)
     variants = {}
     for name, path in files.items():
         counts = count(networks[name])
-        emit(f"measure/{name}/memory", **memories[name].model_dump())
+        memory = memories[name]
+        if memory is not None:
+            emit(f"measure/{name}/memory", **memory.model_dump())
         content = path.read_bytes()
         variants[name] = Variant(
             validation=scores[name]["validation"],
@@ -89,41 +98,69 @@ def measure(
             macs=counts.macs,
             filters=counts.filters,
             file_bytes=len(content),
+            opset=opset_of(content),
             sha256=hashlib.sha256(content).hexdigest(),
             latency=latencies[name],
-            memory=memories[name],
+            memory=memory,
         )
     return variants
 
 
+def opset_of(file: bytes) -> int:
+    """The opset of an ONNX file that is known to be whole."""
+    opsets = onnx.load_model_from_string(file).opset_import
+    return int(next(item.version for item in opsets if item.domain in ("", "ai.onnx")))
+
+
 def ratios(original: Variant, pruned: Variant) -> dict[str, float]:
-    """pruned / original, and `accuracy_drop` = original − pruned on test. What was measured as 0 counts as 1 (a small
-    file's memory can vanish in the empty session's)."""
-    pairs = {
-        "params_ratio": (pruned.params, original.params),
-        "macs_ratio": (pruned.macs, original.macs),
-        "filters_ratio": (pruned.filters, original.filters),
-        "file_bytes_ratio": (pruned.file_bytes, original.file_bytes),
-        "latency_ratio": (pruned.latency[0].latency_ms_p50, original.latency[0].latency_ms_p50),
-        "peak_memory_ratio": (pruned.memory.peak_memory_bytes, original.memory.peak_memory_bytes),
-    }
-    found = {name: (ours or 1) / (theirs or 1) for name, (ours, theirs) in pairs.items()}
+    """pruned / original, and `accuracy_drop` = original − pruned on test. Without those that `unmeasured` names."""
+    figures, others = _figures(original), _figures(pruned)
+    missing = unmeasured(original, pruned)
+    found = {f"{name}_ratio": others[name] / figures[name] for name in figures if f"{name}_ratio" not in missing}
     # in whole images: 0.98 - 0.97 is 0.010000000000000009, which would miss a requirement of <= 0.01
     lost = _correct(original.test) - _correct(pruned.test)
     return {**found, "accuracy_drop": lost / original.test.images}
 
 
-def requirement_results(
-    requirements: Requirements, pruned: Variant, measured_ratios: Mapping[str, float]
-) -> list[RequirementResult]:
-    """Each requirement that is set, against what was measured."""
-    values = {**measured_ratios, "accuracy": pruned.test.accuracy}
+def unmeasured(original: Variant, pruned: Variant) -> dict[str, str]:
+    """The ratios that cannot be told, and why: nothing was there to begin with, or less than can be seen."""
+    reasons = {f"{name}_ratio": "the original has none" for name, figure in _figures(original).items() if figure == 0}
+    memories = {"original": original.memory, "pruned": pruned.memory}
+    if None in memories.values():
+        reasons["peak_memory_ratio"] = "not measured: the measuring process failed"
+    hidden = {name: memory for name, memory in memories.items() if memory is not None and not memory.above_noise}
+    if hidden:
+        told = (
+            f"{memory.peak_memory_bytes:,} bytes of the {name} in a noise of {memory.noise_bytes:,}"
+            for name, memory in hidden.items()
+        )
+        reasons["peak_memory_ratio"] = f"too small to measure: {' and '.join(told)}"
+    return reasons
+
+
+def _figures(variant: Variant) -> dict[str, float]:
+    """What ratios are made of, by their name."""
+    return {
+        "params": variant.params,
+        "macs": variant.macs,
+        "filters": variant.filters,
+        "file_bytes": variant.file_bytes,
+        "latency": variant.latency[0].latency_ms_p50,
+        "peak_memory": variant.memory.peak_memory_bytes if variant.memory is not None else 0,
+    }
+
+
+def requirement_results(requirements: Requirements, original: Variant, pruned: Variant) -> list[RequirementResult]:
+    """Each requirement that is set, against what was measured; what could not be measured is not passed."""
+    values = {**ratios(original, pruned), "accuracy": pruned.test.accuracy}
+    missing = unmeasured(original, pruned)
     return [
         RequirementResult(
             name=name,
             required=f"{sign} {number:g}",
-            measured=values[name],
-            passed=COMPARISONS[sign](values[name], number),
+            measured=values.get(name),
+            passed=name in values and COMPARISONS[sign](values[name], number),
+            note=missing.get(name),
         )
         for name, (sign, number) in requirements.comparisons().items()
     ]
@@ -154,6 +191,9 @@ def layer_table(files: Mapping[str, Path], networks: Mapping[str, Network], data
 def doubts(variants: Mapping[str, Variant]) -> list[str]:
     """What a reader of the measurements should know."""
     found = []
+    uploaded, exported = variants["original"].opset, variants["pruned"].opset
+    if uploaded != exported:
+        found.append(f"exported as opset {exported}, uploaded as {uploaded}: not drop-in")
     for index, latency in enumerate(variants["original"].latency):
         setting = f"{latency.device}, batch {latency.batch_size}, {latency.threads} thread(s)"
         pruned = variants["pruned"].latency[index]
@@ -161,6 +201,16 @@ def doubts(variants: Mapping[str, Variant]) -> list[str]:
             found.append(f"latency on {setting} is unstable: no three windows in a row agreed within 10 %")
         if pruned.latency_ms_p50 >= latency.latency_ms_p50:
             found.append(f"the pruned network is not faster on {setting}; widths may not suit its kernels")
+    missing = unmeasured(variants["original"], variants["pruned"]).get("peak_memory_ratio")
+    if missing is not None:
+        found.append(f"no ratio of peak memory: {missing}")
+    else:
+        found += [
+            f"peak memory of the {name} is {memory.peak_memory_bytes:,} bytes in a noise of {memory.noise_bytes:,}"
+            for name in ("original", "pruned")
+            if (memory := variants[name].memory) is not None
+            and memory.noise_bytes > MEMORY_NOISE * memory.peak_memory_bytes
+        ]
     if variants["pruned"].test.images < 1_000:
         found.append(
             f"the test split has {variants['pruned'].test.images} images: one image is "

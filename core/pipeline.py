@@ -262,7 +262,7 @@ class _Job:
         variants = measure(files, networks, dataset, device=self.inputs.device, threads=self.threads, emit=emit)
         found = ratios(variants["original"], variants["pruned"])
         requirements = requirement_results(
-            self.recipe.requirements.overridden_by(self.inputs.requirements), variants["pruned"], found
+            self.recipe.requirements.overridden_by(self.inputs.requirements), variants["original"], variants["pruned"]
         )
         first, last = count(original), count(done.network)
         targets = [

@@ -41,8 +41,19 @@ class Latency(_Record):
 
 
 class Memory(_Record):
-    peak_memory_bytes: int = Field(description="resident bytes of a fresh process at its peak, over an empty session")
+    """Of fresh processes. Below its own noise a figure says nothing, and no ratio is made of it."""
+
+    peak_memory_bytes: int = Field(
+        description="resident bytes at the peak, over those of an empty session; medians of several processes each"
+    )
+    noise_bytes: int = Field(description="greatest less least sample, of the file and of the empty session, added up")
+    samples_bytes: list[int] = Field(description="the peak of each process that ran the file")
+    empty_samples_bytes: list[int] = Field(description="the peak of each process with an empty session")
     gpu_memory_bytes: int | None = None
+
+    @property
+    def above_noise(self) -> bool:
+        return self.peak_memory_bytes > self.noise_bytes
 
 
 class Layer(_Record):
@@ -76,9 +87,10 @@ class Variant(_Record):
     macs: int
     filters: int
     file_bytes: int
+    opset: int
     sha256: str
     latency: list[Latency]
-    memory: Memory
+    memory: Memory | None = Field(description="null where the measuring process failed")
 
 
 class Check(_Record):
@@ -92,10 +104,13 @@ class Check(_Record):
 
 
 class RequirementResult(_Record):
+    """What could not be measured is not passed; `note` then says why."""
+
     name: str
     required: str
-    measured: float
+    measured: float | None
     passed: bool
+    note: str | None = None
 
 
 class Cost(_Record):
@@ -128,7 +143,9 @@ class FrontPoint(_Record):
 class Report(_Record):
     version: int = 1
     variants: dict[str, Variant]
-    ratios: dict[str, float] = Field(description="pruned / original; accuracy_drop = original - pruned, on test")
+    ratios: dict[str, float] = Field(
+        description="pruned / original; accuracy_drop = original - pruned, on test; none of what cannot be measured"
+    )
     target_met: bool
     targets: list[TargetResult]
     requirements: list[RequirementResult]

@@ -58,8 +58,9 @@ def _verdict(report: Report) -> str:
     else:
         missed = [item.name for item in report.requirements if not item.passed]
         required = f"**Requirements missed: {', '.join(missed)}.**"
+    params, macs = (f"{ratios[name]:.0%}" if name in ratios else "–" for name in ("params_ratio", "macs_ratio"))
     return (
-        f"{ratios['params_ratio']:.0%} of the parameters and {ratios['macs_ratio']:.0%} of the MACs remain; "
+        f"{params} of the parameters and {macs} of the MACs remain; "
         f"the latency is {ratios['latency_ratio']:.2f} of the original's; "
         f"test accuracy {pruned.test.accuracy:.2%}, {change}. {target} {required}"
     )
@@ -71,7 +72,7 @@ def _warnings(warnings: Sequence[str]) -> list[str]:
 
 def _before_and_after(report: Report) -> str:
     original, pruned = report.variants["original"], report.variants["pruned"]
-    rows: list[tuple[str, Callable[[Variant], float], Callable[[float], str]]] = [
+    rows: list[tuple[str, Callable[[Variant], float | None], Callable[[float], str]]] = [
         ("test accuracy", lambda v: v.test.accuracy, lambda n: f"{n:.2%}"),
         ("validation accuracy", lambda v: v.validation.accuracy, lambda n: f"{n:.2%}"),
         ("test loss, nats", lambda v: v.test.loss, lambda n: f"{n:.4f}"),
@@ -79,18 +80,22 @@ def _before_and_after(report: Report) -> str:
         ("parameters", lambda v: v.params, lambda n: f"{n:,.0f}"),
         ("MACs", lambda v: v.macs, lambda n: f"{n:,.0f}"),
         ("filters", lambda v: v.filters, lambda n: f"{n:,.0f}"),
+        ("opset", lambda v: v.opset, lambda n: f"{n:.0f}"),
         ("file, bytes", lambda v: v.file_bytes, lambda n: f"{n:,.0f}"),
         ("latency p50, ms", lambda v: v.latency[0].latency_ms_p50, lambda n: f"{n:.3f}"),
-        ("peak memory, MiB", lambda v: v.memory.peak_memory_bytes / _MIB, lambda n: f"{n:.2f}"),
+        ("peak memory, MiB", lambda v: v.memory.peak_memory_bytes / _MIB if v.memory else None, lambda n: f"{n:.2f}"),
     ]
     cells = []
     for name, value, text in rows:
         before, after = value(original), value(pruned)
-        if name.endswith("accuracy"):
-            ratio = f"{(after - before) * 100:+.2f} points"
-        else:
-            ratio = f"{after / before:.3f}" if before else "–"
-        cells.append([name, text(before), text(after), ratio])
+        known = not name.startswith("peak memory") or "peak_memory_ratio" in report.ratios
+        change = "–"
+        if before is not None and after is not None and known:
+            if name.endswith("accuracy"):
+                change = f"{(after - before) * 100:+.2f} points"
+            elif before and name != "opset":
+                change = f"{after / before:.3f}"
+        cells.append([name, *("–" if number is None else text(number) for number in (before, after)), change])
     return _table(["", "original", "pruned", "pruned / original"], cells)
 
 
@@ -125,7 +130,12 @@ def _targets(report: Report) -> str:
         for target in report.targets
     ]
     rows += [
-        [f"requirement {item.name}", item.required, f"{item.measured:.6g}", _mark(item.passed)]
+        [
+            f"requirement {item.name}",
+            item.required,
+            item.note or "–" if item.measured is None else f"{item.measured:.6g}",
+            _mark(item.passed),
+        ]
         for item in report.requirements
     ]
     return _table(["", "asked", "measured", "met"], rows)
@@ -190,7 +200,8 @@ def _method(report: Report) -> str:
         f"validation and {report.variants['pruned'].test.images:,} test images.",
         "Latency: samples of original and pruned taken in turns in one process, repeated until the medians of three "
         "windows in a row agree within 10 %, else marked unstable; the raw samples are in report.json.",
-        "Peak memory: resident bytes of a fresh process at its peak, over those of an empty session.",
+        "Peak memory: resident bytes of a fresh process at its peak, over those of an empty session; medians of "
+        "several processes. Where it is below the noise, the spread of the processes, no ratio is given.",
         f"MACs: one multiply-accumulate counts 1, at a batch of one. Counted: {', '.join(report.macs_counted)}. "
         f"Not counted: {', '.join(report.macs_not_counted)}.",
         "Milliseconds per layer: ONNX Runtime's profile, with what it fused into the layer. Shares, not a latency.",

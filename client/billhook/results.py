@@ -156,10 +156,13 @@ class RecipeInfo:
 
 @dataclass(frozen=True)
 class RequirementResult:
+    """`measured` is None where it could not be told; `note` then says why, and it has not passed."""
+
     name: str
     required: str
     measured: float | None
     passed: bool
+    note: str | None = None
 
 
 @dataclass(frozen=True)

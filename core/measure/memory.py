@@ -31,7 +31,11 @@ TIMEOUT_SECONDS = 600.0
 
 
 class MemoryNotMeasured(RuntimeError):
-    """The fresh process did not answer. The message has the end of what it wrote to stderr."""
+    """The fresh process did not answer. `reason` is for a report; the message also has the end of its stderr."""
+
+    def __init__(self, reason: str, stderr: str = "") -> None:
+        super().__init__(f"{reason}: {stderr}" if stderr else reason)
+        self.reason = reason
 
 
 def measure_memory(
@@ -55,11 +59,16 @@ def measure_memory(
             baseline.append(_peak_of(empty, 1, (1,), threads))
             for name, path in files.items():
                 peaks[name].append(_peak_of(path, batch_size, input_shape, threads))
-    over = statistics.median(baseline)
-    return {
-        name: Memory(peak_memory_bytes=max(0, round(statistics.median(values) - over)))
-        for name, values in peaks.items()
-    }
+    return {name: _memory(values, baseline) for name, values in peaks.items()}
+
+
+def _memory(samples: list[int], empty: list[int]) -> Memory:
+    return Memory(
+        peak_memory_bytes=max(0, round(statistics.median(samples) - statistics.median(empty))),
+        noise_bytes=max(samples) - min(samples) + max(empty) - min(empty),
+        samples_bytes=samples,
+        empty_samples_bytes=empty,
+    )
 
 
 def _write_empty(path: Path) -> None:
@@ -85,8 +94,10 @@ def _peak_of(path: Path, batch_size: int, shape: Sequence[int], threads: int) ->
         )  # fmt: skip
     except subprocess.TimeoutExpired:
         raise MemoryNotMeasured(f"no answer within {TIMEOUT_SECONDS:g} s") from None
+    except OSError as error:  # no memory or no process left to fork with
+        raise MemoryNotMeasured(f"the process could not be started ({error.strerror})") from None
     if done.returncode != 0:
-        raise MemoryNotMeasured(f"the process ended with {done.returncode}: {done.stderr[-2000:]}")
+        raise MemoryNotMeasured(f"the process ended with {done.returncode}", done.stderr[-2000:])
     return int(json.loads(done.stdout)["peak_bytes"])
 
 

@@ -16,7 +16,8 @@ from tests.core.test_comparison import latency, variant
 def report(**changes: Any) -> Report:
     fields: dict[str, Any] = {
         "variants": {"original": variant(), "pruned": variant(accuracy=0.97, params=500, latency=[latency(1.0)])},
-        "ratios": {"params_ratio": 0.5, "macs_ratio": 1.0, "latency_ratio": 0.5, "accuracy_drop": 0.01},
+        "ratios": {"params_ratio": 0.5, "macs_ratio": 1.0, "latency_ratio": 0.5, "peak_memory_ratio": 1.0,
+                   "accuracy_drop": 0.01},
         "target_met": True,
         "targets": [TargetResult(name="step/0/params", target=0.5, reached=0.5, met=True)],
         "requirements": [RequirementResult(name="accuracy_drop", required="<= 0.02", measured=0.01, passed=True)],
@@ -72,6 +73,8 @@ def test_everything_of_the_report_is_in_it() -> None:
     for row in (
         "| test accuracy | 98.00% | 97.00% | -1.00 points |",
         "| parameters | 1,000 | 500 | 0.500 |",
+        "| opset | 17 | 17 | – |",
+        "| peak memory, MiB | 0.00 | 0.00 | 1.000 |",
         "| cpu, batch 1, 1 thread | pruned | 1.000 | 1.000 | 1.000 | 1.000 ± 0.000 | 3 | yes |",
         "| target step/0/params | at most 0.5 | 0.5 | yes |",
         "| requirement accuracy_drop | <= 0.02 | 0.01 | yes |",
@@ -86,6 +89,17 @@ def test_everything_of_the_report_is_in_it() -> None:
     ):
         assert row in text
     assert "```\nbillhook prune MODEL\n```" in text
+
+
+def test_a_memory_that_could_not_be_measured_is_said_to_be() -> None:
+    missed = RequirementResult(
+        name="peak_memory_ratio", required="<= 1", measured=None, passed=False, note="too small to measure: 0 bytes"
+    )
+    variants = {"original": variant(), "pruned": variant(memory=None)}
+    ratios = {"params_ratio": 0.5, "macs_ratio": 1.0, "latency_ratio": 0.5, "accuracy_drop": 0.01}
+    text = to_markdown(report(variants=variants, ratios=ratios, requirements=[missed]))
+    assert "| peak memory, MiB | 0.00 | – | – |" in text
+    assert "| requirement peak_memory_ratio | <= 1 | too small to measure: 0 bytes | **no** |" in text
 
 
 def test_names_from_uploads_stay_in_their_cells() -> None:

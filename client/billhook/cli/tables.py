@@ -10,7 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from billhook.results import Dataset, Job, Model, RecipeInfo, Report
+from billhook.results import Dataset, Job, Model, RecipeInfo, Report, RequirementResult
 
 
 def _table(*columns: str) -> Table:
@@ -133,10 +133,10 @@ def report(report: Report) -> RenderableType:
             label += ", unstable"
         _row(table, label, old.get("latency_ms_p50"), new.get("latency_ms_p50"), "{:.3f} ms".format)
     old, new = (_at(each, "memory", "peak_memory_bytes") for each in (before, after))
-    _row(table, "peak memory", old, new, size)
+    _row(table, "peak memory", old, new, size, told="peak_memory_ratio" in report.ratios)
 
     lines = [
-        f"{'met   ' if each.passed else 'MISSED'}  {each.name}: {_number(each.measured)}, required {each.required}"
+        f"{'met   ' if each.passed else 'MISSED'}  {each.name}: {_measured(each)}, required {each.required}"
         for each in report.requirements
     ]
     if not report.target_met:
@@ -145,9 +145,10 @@ def report(report: Report) -> RenderableType:
     return Group(table, Text("\n" + "\n".join(lines))) if lines else table
 
 
-def _row(table: Table, label: str, old: Any, new: Any, form: Any) -> None:
+def _row(table: Table, label: str, old: Any, new: Any, form: Any, *, told: bool = True) -> None:
+    """`told`: whether the two can be told apart, so that there is a change to speak of."""
     if old is not None and new is not None:
-        table.add_row(label, form(old), form(new), f"× {new / old:.3f}" if old else "-")
+        table.add_row(label, form(old), form(new), f"× {new / old:.3f}" if old and told else "-")
 
 
 def _at(document: Any, *path: str) -> Any:
@@ -164,5 +165,5 @@ def _latencies(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[tupl
     return [(each, pruned[setting(each)]) for each in before.get("latency") or [] if setting(each) in pruned]
 
 
-def _number(value: float | None) -> str:
-    return "unknown" if value is None else f"{value:.4g}"
+def _measured(result: RequirementResult) -> str:
+    return result.note or "unknown" if result.measured is None else f"{result.measured:.4g}"

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import subprocess
 import sys
@@ -25,6 +26,16 @@ def test_a_larger_model_takes_more_memory_whatever_this_process_holds(linear_fil
     found = measure_memory({"small": small, "large": large}, batch_size=1, input_shape=(1, 8, 8), repeats=1)
     assert found["small"].peak_memory_bytes < 30 * MIB
     assert found["large"].peak_memory_bytes > found["small"].peak_memory_bytes + 40 * MIB
+    assert found["large"].above_noise
+
+
+def test_every_sample_is_kept_and_their_spread_is_the_noise(linear_file: MakeFile) -> None:
+    file = linear_file(np.ones((4, 64)))
+    (memory,) = measure_memory({"a": file}, batch_size=1, input_shape=(1, 8, 8), repeats=2).values()
+    file_low, file_high = sorted(memory.samples_bytes)
+    empty_low, empty_high = sorted(memory.empty_samples_bytes)
+    assert memory.noise_bytes == file_high - file_low + empty_high - empty_low
+    assert memory.peak_memory_bytes == max(0, round((file_low + file_high - empty_low - empty_high) / 2))
 
 
 def test_the_measured_process_holds_no_torch() -> None:
@@ -41,5 +52,15 @@ def test_the_command_prints_json(linear_file: MakeFile) -> None:
 
 def test_a_process_that_fails_says_why(linear_file: MakeFile) -> None:
     file = linear_file(np.ones((4, 64)), batch=1)
-    with pytest.raises(MemoryNotMeasured, match="batches of 1 only, not 2"):
+    with pytest.raises(MemoryNotMeasured, match="batches of 1 only, not 2") as caught:
         measure_memory({"a": file}, batch_size=2, input_shape=(1, 8, 8), repeats=1)
+    assert caught.value.reason == "the process ended with 1"  # nothing of this machine
+
+
+def test_a_process_that_cannot_be_started_says_so(linear_file: MakeFile, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_memory(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    monkeypatch.setattr(subprocess, "run", no_memory)
+    with pytest.raises(MemoryNotMeasured, match="Cannot allocate memory"):
+        measure_memory({"a": linear_file(np.ones((4, 64)))}, batch_size=1, input_shape=(1, 8, 8), repeats=1)

@@ -1,0 +1,40 @@
+"""The table of before and after, where something could not be measured."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+from rich.console import Console
+
+from billhook.cli import tables
+from billhook.results import Report, parse
+from tests.client.fake_server import report
+
+
+def shown(**changes: Any) -> str:
+    out = io.StringIO()
+    Console(file=out, width=160).print(tables.report(parse(Report, {**report(met=True), **changes})))
+    return out.getvalue()
+
+
+def rows(text: str) -> dict[str, list[str]]:
+    return {line.split("  ")[0].strip(): line.split() for line in text.splitlines() if line.strip()}
+
+
+def test_memories_that_can_be_told_apart_have_a_change() -> None:
+    assert rows(shown(ratios={"peak_memory_ratio": 0.44}))["peak memory"][-2:] == ["×", "0.440"]
+
+
+def test_memories_that_cannot_be_told_apart_have_none() -> None:
+    note = "too small to measure: 0 bytes of the original in a noise of 0"
+    missed = {"name": "peak_memory_ratio", "required": "<= 1", "measured": None, "passed": False, "note": note}
+    text = shown(ratios={}, requirements=[missed])
+    assert rows(text)["peak memory"][-1] == "-"
+    assert f"MISSED  peak_memory_ratio: {note}, required <= 1" in text
+
+
+def test_a_memory_that_was_not_measured_has_no_row() -> None:
+    variants = report(met=True)["variants"]
+    variants["pruned"]["memory"] = None
+    assert "peak memory" not in shown(variants=variants)
