@@ -28,12 +28,12 @@ def unit_multiple(group: ChannelGroup, channel_multiple: int) -> int:
     """The multiple in units that makes every layer's channels a multiple of `channel_multiple`.
 
     Where a unit has k channels in a layer (k-fold groups of a grouped convolution, k branches), channel_multiple /
-    gcd(channel_multiple, k) units do; over several layers, the least common multiple. A layer that has a part in only
-    some of the units cannot be held to a multiple by choosing a number of units; it is left out.
+    gcd(channel_multiple, k) units do; over several layers, the least common multiple. A layer in several groups keeps
+    a multiple of each. All units of a group have the same number of channels in a layer.
     """
-    sizes = [{len(channels) for channels in layer.channels} for layer in group.producers]
-    whole = [channel_multiple // math.gcd(channel_multiple, size.pop()) for size in sizes if len(size) == 1]
-    return math.lcm(*whole) if whole else channel_multiple
+    return math.lcm(
+        *(channel_multiple // math.gcd(channel_multiple, len(layer.channels[0])) for layer in group.producers)
+    )
 
 
 def next_width(width: int, multiple: int, always_kept: int = 0) -> int:

@@ -3,11 +3,13 @@
 Found by one idea instead of a rule per pattern (DESIGN section 3): every activation carries integer channel ids; each
 operator's rule passes them on (shape operators by running ATen on the ids), unites those that meet in an element-wise
 operator or a normalisation, ties those inside a group of a grouped convolution, or freezes them. A class of united ids
-is a *unit*: the smallest thing that can be removed. Units whose layers are the same make up a *channel group*.
+is a *unit*: the smallest thing that can be removed. Units that are in the same layers, activations and constants, with
+the same number of channels in each, make up a *channel group*: whichever of them go, all of these keep as much.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -15,7 +17,7 @@ from itertools import pairwise
 import numpy as np
 from torch import Tensor, nn
 
-from core.graph.ids import Booleans, Freeze, Integers, Propagation, components
+from core.graph.ids import Booleans, Freeze, Integers, Propagation, compressed
 from core.graph.network import Network
 from core.graph.operators import form_of
 from core.report import Frozen
@@ -26,7 +28,7 @@ PRODUCERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 
 @dataclass(frozen=True)
 class LayerChannels:
-    """Of each unit of a group, in order: its channels in `layer` (none where the layer has no part in a unit)."""
+    """Of each unit of a group, in order: its channels in `layer`, as many of each."""
 
     layer: str
     channels: list[tuple[int, ...]]
@@ -36,9 +38,11 @@ class LayerChannels:
 class ChannelGroup:
     """Channels that are cut unit by unit.
 
-    `width` is the number of units; unit u is removed from all of `producers` (output channels), `carriers` (BatchNorms)
-    and `consumers` (input channels) at once. `always_kept` more units of the same layers are frozen and not among them.
-    Where `cuttable` is False the units listed are the frozen ones.
+    `name` is that of the first producer, with "#2", "#3" ... where it is the first of several groups (a layer whose
+    channels go different ways); names survive a cut that leaves a unit of every group. `width` is the number of units;
+    unit u is removed from all of `producers` (output channels), `carriers` (BatchNorms) and `consumers` (input
+    channels) at once. `always_kept` more units of the same layers are frozen and not among them. Where `cuttable` is
+    False the units listed are the frozen ones.
     """
 
     name: str
@@ -101,9 +105,15 @@ def channel_groups(network: Network) -> ChannelGroups:
     cuttable[group_of[roots[unit_of[roots] >= 0]]] = True
     cuttable &= ~_only_frozen(group_of, roots, frozen, len(widths))
     np.add.at(kept, group_of[roots[frozen[roots]]], 1)
+    seen: Counter[str] = Counter()
+    names = []
+    for made_by in producers:
+        first = made_by[0].layer
+        seen[first] += 1
+        names.append(first if seen[first] == 1 else f"{first}#{seen[first]}")  # no layer's name holds a "#"
     groups = [
         ChannelGroup(
-            name=producers[index][0].layer,
+            name=names[index],
             width=width,
             producers=tuple(producers[index]),
             carriers=tuple(carriers[index]),
@@ -142,33 +152,63 @@ def propagate(network: Network) -> Propagation:
 def _group(
     p: Propagation, classes: Integers, frozen: Booleans, makers: list[str]
 ) -> tuple[Integers, Integers, list[int]]:
-    """Per class (indexed by its root id): its group, -1 for none, and its unit in the group, -1 for a kept one."""
-    left, right, starts = [], [], []
-    for name in makers:
-        roots = classes[p.layers[name].output.numpy()]
-        starts.append(roots[0])
-        left.append(roots[1:])
-        right.append(np.broadcast_to(roots[:1], roots[1:].shape))
-    linked = components(len(classes), left, right)
+    """Per class (indexed by its root id): its group, -1 for none, and its unit in the group, -1 for a kept one.
+
+    Frozen classes count as kept beside one group of free classes with which they share a layer; where there is none,
+    they are a group of their own.
+    """
+    places = _places(p, classes)
+    made_by: dict[int, list[int]] = {}  # root -> the layers (by position) that make channels of it, in order
+    for position, name in enumerate(makers):
+        for root in np.unique(classes[p.layers[name].output.numpy()]).tolist():
+            made_by.setdefault(root, []).append(position)
+    cells: dict[tuple[int, int], list[int]] = {}
+    for root in sorted(made_by):
+        if not frozen[root]:
+            cells.setdefault((made_by[root][0], int(places[root])), []).append(root)
+    beside: dict[int, tuple[int, int]] = {}  # layer -> the first of the cells with channels of it
+    for cell in sorted(cells):
+        for position in made_by[cells[cell][0]]:
+            beside.setdefault(position, cell)
+    kept: dict[tuple[int, int], list[int]] = {}
+    for root in sorted(made_by):
+        if frozen[root]:
+            found = [beside[layer] for layer in made_by[root] if layer in beside]
+            if found:
+                kept.setdefault(found[0], []).append(root)
+            else:
+                cells.setdefault((made_by[root][0], 1), []).append(root)  # no place of free classes: those are < 0
+
     group_of = np.full(len(classes), -1)
     unit_of = np.full(len(classes), -1)
-    numbers: dict[int, int] = {}
-    for start in starts:
-        numbers.setdefault(int(linked[start]), len(numbers))
-    made = [classes[p.layers[name].output.numpy()] for name in makers]
-    own: Integers = np.unique(np.concatenate(made)) if made else np.empty(0, dtype=np.int64)
-    members: list[list[int]] = [[] for _ in numbers]
-    for root in own:
-        members[numbers[int(linked[root])]].append(int(root))
     widths = []
-    for group, found in enumerate(members):
-        roots = np.array(found)
-        free = roots[~frozen[roots]]
-        units = free if len(free) else roots
-        group_of[roots] = group
+    for group, cell in enumerate(sorted(cells)):
+        units = cells[cell]
+        group_of[units] = group_of[kept.get(cell, [])] = group
         unit_of[units] = np.arange(len(units))
         widths.append(len(units))
     return group_of, unit_of, widths
+
+
+def _places(p: Propagation, classes: Integers) -> Integers:
+    """Per class a number that two classes share just where they are in the same activations, layers and constants,
+    equally often in each.
+
+    Each tensor of ids in turn gives new numbers to what it holds, one per old number and how often: an exact
+    refinement, which no coincidence can spoil. What is in an earlier tensor has the smaller number, whichever channels
+    it is of: the order outlasts cuts, and so do the names of groups.
+    """
+    places = np.zeros(len(classes), dtype=np.int64)
+    least = 0
+    layers = (ids for own in p.layers.values() for ids in (own.output, own.input) if ids is not None)
+    tensors = {id(ids): ids for ids in (*p.ids.values(), *p.constants.values(), *layers)}
+    for ids in reversed(tensors.values()):
+        (small,) = compressed(ids)
+        roots, times = np.unique(classes[small.numpy()], return_counts=True)
+        _, found = np.unique(places[roots] * (times.max() + 1) + times, return_inverse=True)
+        least -= len(roots)
+        places[roots] = least + found
+    return places
 
 
 def _only_frozen(group_of: Integers, roots: Integers, frozen: Booleans, count: int) -> Booleans:

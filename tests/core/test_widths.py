@@ -139,8 +139,6 @@ def test_take_stops_at_the_first_chunk_that_is_too_dear() -> None:
         ([[16] * 4], 8, 1),
         ([[1] * 16, [2] * 16], 8, 8),
         ([[2] * 16, [3] * 16], 12, 12),  # 6 and 4: their least common multiple
-        ([[1] * 16, [1] * 8 + [0] * 8], 8, 8),  # the second has a part in half of the units
-        ([[1] * 8 + [0] * 8, [0] * 8 + [1] * 8], 8, 8),
         ([[5] * 16], 1, 1),
     ],
 )

@@ -8,10 +8,12 @@ import pytest
 from torch import nn
 
 from core.graph.architectures import build
+from core.graph.cuts import cut, removal_of
+from core.graph.exactness import check_cut
 from core.graph.groups import ChannelGroup, channel_groups
 from core.graph.lowering import trace
 from core.graph.network import Network
-from tests.core.graph.topologies import topology
+from tests.core.graph.topologies import TOPOLOGIES, topology
 
 
 def groups_of(network: Network) -> dict[str, ChannelGroup]:
@@ -78,14 +80,59 @@ def test_concatenation_keeps_groups_apart() -> None:
     assert layers(groups["conv1"].carriers) == ["norm2", "norm3"]
 
 
-def test_zero_padded_shortcut_joins_the_stages() -> None:
-    stem = groups_of(topology("ZeroPaddedShortcut"))["stem"]
-    assert stem.width == 16
-    channels = {item.layer: item.channels for item in stem.producers}
-    assert sum(bool(own) for own in channels["stem"]) == 8
-    assert all(len(own) == 1 for own in channels["conv2"])
-    place = channels["stem"].index((0,))
-    assert channels["conv2"][place] == (4,), "four zero channels lie in front of the shortcut's first"
+def test_channels_beside_a_zero_padded_shortcut_are_a_group_of_their_own() -> None:
+    """Eight channels of conv2 meet the stem's, eight meet zeros: removing the stem's all is no way to save those."""
+    groups = groups_of(topology("ZeroPaddedShortcut"))
+    joined, alone = groups["stem"], groups["conv2"]
+    assert layers(joined.producers) == ["stem", "conv2"]
+    assert joined.producers[0].channels == [(channel,) for channel in range(8)]
+    assert joined.producers[1].channels == [(channel,) for channel in range(4, 12)], "four zeros lie in front"
+    assert layers(alone.producers) == ["conv2"]
+    assert alone.producers[0].channels == [(channel,) for channel in (*range(4), *range(12, 16))]
+
+
+def test_parts_of_a_split_are_groups_of_their_own() -> None:
+    groups = groups_of(topology("Split"))
+    assert groups["stem"].producers[0].channels == [(0,), (1,), (2,)]
+    assert groups["stem#2"].producers[0].channels == [(3,), (4,), (5,), (6,), (7,)]
+    assert layers(groups["stem"].consumers) == ["head"]
+    assert layers(groups["stem#2"].consumers) == ["conv"]
+
+
+def test_groups_of_a_layer_keep_their_names_whatever_goes() -> None:
+    """What a group is owed from round to round is kept under its name."""
+    network = topology("LateShortcut")
+    groups = groups_of(network)
+    assert [groups[name].producers[0].channels for name in ("conv", "conv#2")] == [
+        [(2,), (3,), (4,), (5,)],
+        [(0,), (1,), (6,), (7,)],
+    ]
+    for removal, left in (({"conv#2": [0, 1]}, [[0, 1, 2, 3], [4, 5]]), ({"conv": [0, 1]}, [[2, 3], [0, 1, 4, 5]])):
+        found = groups_of(cut(network, removal)[0])
+        assert found.keys() == groups.keys()
+        for name, channels in zip(("conv", "conv#2"), left, strict=True):
+            assert found[name].producers[0].channels == [(channel,) for channel in channels]
+            assert layers(found[name].producers) == layers(groups[name].producers)
+
+
+def test_a_unit_with_more_channels_than_another_is_not_of_its_group() -> None:
+    groups = groups_of(topology("Uneven"))
+    assert groups["stem"].consumers[0].channels == [(3, 6), (4, 7), (5, 8)]
+    assert groups["stem#2"].consumers[0].channels == [(0,), (1,), (2,)]
+
+
+@pytest.mark.parametrize("name", TOPOLOGIES)
+def test_all_but_one_unit_of_every_group_may_go_at_once(name: str) -> None:
+    network = topology(name)
+    for first in (True, False):
+        removal = {
+            group.name: list(range(group.width - 1)) if first else list(range(1, group.width))
+            for group in channel_groups(network).groups
+            if group.cuttable and group.width > 1
+        }
+        smaller, entry = cut(network, removal)
+        assert check_cut(network, removal, smaller, network.example_input()).passed
+        assert removal_of(network, entry) == removal
 
 
 def test_flatten_gives_a_channel_all_its_places() -> None:

@@ -201,6 +201,32 @@ class Split(nn.Module):
         return self.head(torch.cat([x[:, :3], torch.relu(self.conv(x[:, 3:]))], 1))
 
 
+class LateShortcut(nn.Module):
+    """Zero channels around a branch that comes second: channels 2 to 5 of the first meet it, the others nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, padding=1)
+        self.branch = nn.Conv2d(3, 4, 1)
+        self.head = nn.Conv2d(8, 5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.relu(self.conv(x) + F.pad(self.branch(x), (0, 0, 0, 0, 2, 2))))
+
+
+class Uneven(nn.Module):
+    """Three of six channels are read twice by the same layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 6, 3, padding=1)
+        self.head = nn.Conv2d(9, 5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.stem(x))
+        return self.head(torch.cat([x, x[:, 3:]], 1))
+
+
 class EndsInSoftmax(nn.Module):
     """A classifier with its Softmax."""
 
@@ -219,7 +245,7 @@ TOPOLOGIES: dict[str, Callable[[], nn.Module]] = {
     item.__name__: item
     for item in (
         Depthwise, DepthMultiplier, Grouped, Dense, ZeroPaddedShortcut, FlattenIntoLinear, SqueezeExcite,
-        SpatialAttention, Shared, ResidualFromInput, ChannelSoftmax, Split, EndsInSoftmax,
+        SpatialAttention, Shared, ResidualFromInput, ChannelSoftmax, Split, LateShortcut, Uneven, EndsInSoftmax,
     )
 }  # fmt: skip
 
