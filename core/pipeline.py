@@ -337,7 +337,9 @@ def reproduce(inputs: JobInputs) -> str:
         given = options.model_dump_json(exclude_defaults=True)
         if given != "{}":
             words.append(f"--{name} {shlex.quote(given)}")
-    words.append(f"--recipe recipe.json --output pruned.onnx --data {data}")
+    for name, (sign, number) in inputs.requirements.comparisons().items():
+        words.append(f"--require {shlex.quote(f'{name}{sign}{number!r}')}")
+    words.append(f"--device {inputs.device} --recipe recipe.json --output pruned.onnx --data {data}")
     return f"# MODEL: sha256 {model.sha256}\n{' '.join(words)}\npython -m core.pipeline JOB.json WORKDIR"
 
 

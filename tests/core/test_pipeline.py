@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from billhook.cli.prune import requirement
 from core import pipeline
 from core.data.datasets import load_dataset
 from core.data.fit import check_fits
@@ -335,6 +337,21 @@ def test_inspecting_a_dataset() -> None:
     assert {name: split["images"] for name, split in summary["splits"].items()} == SPLIT_SIZES
     assert summary["image_shape"] == [1, 8, 8]
     assert len(summary["classes"]) == 10
+
+
+def test_the_command_that_does_it_again_has_all_that_the_job_was_given(model: ModelInput) -> None:
+    dataset = DatasetInput(path=None, sha256=None, format="digits", options={"splits": {"seed": 3}})
+    required = {"accuracy": ">= 0.9", "latency_ratio": "< 1e-07"}
+    again = pipeline.reproduce(job(model, datasets=(dataset,), requirements=required, device="cuda:1"))
+    _, command, _ = again.splitlines()
+    assert shlex.split(command) == [
+        "billhook", "prune", "MODEL", "--splits", '{"seed":3}', "--require", "accuracy>=0.9", "--require",
+        "latency_ratio<1e-07", "--device", "cuda:1", "--recipe", "recipe.json", "--output", "pruned.onnx", "--data",
+        "builtin:digits",
+    ]  # fmt: skip
+    for text in ("accuracy>=0.9", "latency_ratio<1e-07"):
+        name, comparison = requirement(text)
+        assert Requirements(**{name: comparison}).comparisons()[name] == Requirements(**required).comparisons()[name]
 
 
 def test_requirements_of_the_job_override_the_recipes(model: ModelInput) -> None:
