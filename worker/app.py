@@ -15,6 +15,7 @@ from kombu.entity import Queue
 
 from store.records import Topic
 from store.settings import Settings
+from worker.folder_transport import DOORBELL
 
 TASKS: Mapping[Topic, str] = {
     "run": "billhook.run_job",
@@ -68,6 +69,7 @@ def _folder_options(settings: Settings) -> dict[str, Any]:
         "data_folder_out": str(folder / "messages"),  # one folder: what is sent is what is received
         "control_folder": str(folder / "control"),
         "polling_interval": 0.1,
+        "expires_seconds": EXPIRES_SECONDS,
     }
 
 
@@ -83,7 +85,7 @@ def ringer(app: Celery, settings: Settings) -> Callable[[Topic, str, str], None]
     def ring(topic: Topic, subject_id: str, queue: str) -> None:
         app.send_task(  # type: ignore[no-untyped-call]
             TASKS[topic], args=[subject_id], queue=queue_named(settings, queue), expires=EXPIRES_SECONDS,
-            ignore_result=True, retry=False,
+            ignore_result=True, retry=False, headers={DOORBELL: f"{subject_id}-{topic}"},
         )  # fmt: skip
 
     return ring

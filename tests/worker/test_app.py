@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import json
+import os
 import subprocess
 import sys
 import threading
+import time
+from pathlib import Path
+from queue import Empty
 
 import pytest
 
 from store.settings import Settings
 from worker.__main__ import main, queues_for
-from worker.app import TASKS, make_app, queue_named, ringer
+from worker.app import EXPIRES_SECONDS, TASKS, make_app, queue_named, ringer
 from worker.attempt import error_body, split_progress
 from worker.context import Context, make_context
 
@@ -71,7 +77,75 @@ def test_a_folder_of_messages_read_and_written_by_many_at_once(settings: Setting
         thread.join()
     assert len(got) == 300
     assert len(set(got)) == 300
-    assert not list((settings.data_dir / "queue" / "messages").iterdir())
+    assert not messages_of(settings, "many")
+
+
+def messages_of(settings: Settings, queue: str) -> list[Path]:
+    return sorted((settings.data_dir / "queue" / "messages" / queue).iterdir())
+
+
+def receive_all(settings: Settings, queue: str) -> list[str]:
+    """The ids that the messages hold which are waiting now."""
+    found = []
+    with make_app(settings).connection_for_read() as connection:
+        channel = connection.channel()
+        with contextlib.suppress(Empty):
+            while True:
+                found.append(json.loads(base64.b64decode(channel._get(queue)["body"]))[0][0])
+    return found
+
+
+def test_ringing_again_leaves_one_message(settings: Settings) -> None:
+    ring = ringer(make_app(settings), settings)
+    for _ in range(20):
+        for number in (2, 1, 3):
+            ring("run", f"job_{number}", "cpu")
+    ring("run", "job_1", "gpu")
+    ring("inspect_model", "mdl_1", "inspect")
+    assert len(messages_of(settings, "cpu")) == 3
+    assert receive_all(settings, "cpu") == ["job_1", "job_2", "job_3"], "the oldest job first"
+    ring("run", "job_2", "cpu")
+    assert receive_all(settings, "cpu") == ["job_2"], "a job that was rung for may be rung for again"
+    assert receive_all(settings, "gpu") == ["job_1"]
+    assert receive_all(settings, "inspect") == ["mdl_1"]
+
+
+def test_a_backlog_that_nobody_wants_any_more_costs_little(settings: Settings) -> None:
+    """And so do the files of processes that died while they wrote or read one."""
+    ring = ringer(make_app(settings), settings)
+    ring("run", "job_2", "cpu")
+    folder, old = settings.data_dir / "queue" / "messages" / "cpu", time.time() - EXPIRES_SECONDS - 1
+    for number in range(5_000):
+        path = folder / f"job_1-{number}{('.msg', '.taken', '.unfinished')[number % 3]}"
+        path.touch()
+        os.utime(path, (old, old))
+    began = time.monotonic()
+    assert receive_all(settings, "cpu") == ["job_2"]
+    assert time.monotonic() - began < 2
+    assert not messages_of(settings, "cpu")
+
+
+def test_a_queue_without_a_worker_does_not_grow(settings: Settings) -> None:
+    app = make_app(settings)
+    ringer(app, settings)("run", "job_1", "gpu")
+    folder, old = settings.data_dir / "queue" / "messages" / "gpu", time.time() - EXPIRES_SECONDS - 1
+    for path in folder.iterdir():
+        os.utime(path, (old, old))
+    with app.connection_for_write() as connection:  # as another process would
+        connection.channel()._put("gpu", {"headers": {"doorbell": "job_2-run"}})
+    assert [path.name for path in messages_of(settings, "gpu")] == ["job_2-run.msg"]
+
+
+def test_many_waiting_messages_are_taken_quickly(settings: Settings) -> None:
+    ring = ringer(make_app(settings), settings)
+    ring("run", "job_0", "cpu")
+    (one,) = messages_of(settings, "cpu")
+    content = one.read_bytes()
+    for number in range(3_000):
+        (one.parent / f"job_{number}-run.msg").write_bytes(content)
+    began = time.monotonic()
+    assert len(receive_all(settings, "cpu")) == 3_000
+    assert time.monotonic() - began < 4
 
 
 def test_what_a_worker_consumes() -> None:

@@ -12,12 +12,12 @@ import pytest
 
 from store import leases
 from store.database import transaction
+from store.reaper import reap
 from tests.worker.house import FAKE_CHILD, House, wait_for
 from tests.worker.reports import RESULTS
 from worker.answers import REQUIRED_OUTPUTS
 from worker.attempt import run_job
 from worker.context import make_context
-from worker.loops import reap
 
 
 @contextmanager
@@ -294,8 +294,8 @@ def test_an_input_whose_bytes_are_damaged_fails_the_job(house: House) -> None:
 def test_the_reaper_forgets_checkpoints_of_jobs_that_are_over(house: House) -> None:
     job_id = house.job(do="train", epochs=4, die_at=2)
     run_job(house.context, job_id)
-    reap(house.context)
+    reap(house.context.engine)
     assert house.artifacts(job_id), "still queued: the checkpoint is needed"
     house.cancel(job_id)
-    reap(house.context)
+    reap(house.context.engine)
     assert not house.artifacts(job_id)

@@ -11,8 +11,9 @@ import pytest
 from store import leases
 from store.columns import now_utc
 from store.database import transaction
+from store.reaper import reap
 from tests.worker.house import House, wait_for
-from worker.loops import Loop, reap, relay
+from worker.loops import Loop, relay
 
 
 def test_each_message_is_sent_once_by_many_relays(house: House) -> None:
@@ -69,7 +70,7 @@ def test_two_reapers_count_one_death(house: House) -> None:
     job_id = house.job(do="train", epochs=0)
     with transaction(house.context.engine) as session:
         leases.claim(session, job_id, "there:2", "cpu", now_utc() - timedelta(minutes=1), lease_seconds=1)
-    threads = [threading.Thread(target=reap, args=(house.context,)) for _ in range(4)]
+    threads = [threading.Thread(target=reap, args=(house.context.engine,)) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:

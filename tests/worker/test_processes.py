@@ -92,7 +92,7 @@ def over(house: House, job_id: str) -> bool:
 
 def assert_taken_over(house: House, job_id: str, epochs: int, *, attempts: int = 2) -> None:
     """Succeeded once, in the last attempt, which went on behind the last checkpoint; no event is missing."""
-    assert house.read(job_id).state == "succeeded"
+    assert house.read(job_id).state == "succeeded", house.read(job_id).error
     outcomes = [attempt.outcome for attempt in house.attempts(job_id)]
     assert len(outcomes) == attempts
     assert outcomes[-1] == "succeeded"
