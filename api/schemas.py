@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, field_validator
 
 from core.job import DatasetOptions, ModelOptions, Preprocess, Splits
-from core.recipe import Recipe, Requirements
+from core.recipe import Items, Recipe, Requirements
 from store.records import Artifact, Attempt, Dataset, Event, Job, JobState, Model, UploadState
 
 Text = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]*$")]
@@ -18,7 +18,7 @@ DEVICE = re.compile(r"auto|cpu|cuda:[0-9]{1,3}", re.ASCII)
 
 
 class _In(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class _Out(BaseModel):
@@ -49,10 +49,10 @@ class JobRequest(RecipeRequest):
     """What to do with which model and dataset."""
 
     model: str = Field(description="id of a model that is ready", examples=["mdl_…"])
-    datasets: tuple[str, ...] = Field(min_length=1, max_length=1, description="ids of datasets that are ready")
+    datasets: Items[str] = Field(min_length=1, max_length=1, description="ids of datasets that are ready")
     name: Annotated[Text, Field(max_length=200)] = Field("", description="may be hierarchical: team/model/try")
     kind: Annotated[Text, Field(min_length=1, max_length=64)] = "prune"
-    tags: tuple[Tag, ...] = Field((), max_length=20)
+    tags: Items[Tag] = Field((), max_length=20)
 
     @field_validator("tags", mode="after")
     @classmethod

@@ -22,7 +22,7 @@ class _Loader(yaml.SafeLoader):
     """The safe loader, with numbers as YAML 1.2 and JSON have them: YAML 1.1 takes `1e-4` for text."""
 
 
-_Loader.add_implicit_resolver(  # type: ignore[no-untyped-call]
+_Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$"),
     list("-+.0123456789"),
@@ -41,7 +41,7 @@ def load_yaml(text: str) -> Any:
                 raise DocumentInvalid(faults)
             return loader.construct_document(node)
         finally:
-            loader.dispose()  # type: ignore[no-untyped-call]
+            loader.dispose()
     except DocumentInvalid:
         raise
     except (yaml.YAMLError, ValueError) as error:  # the latter: a date that is none

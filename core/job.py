@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, Strict
 
-from core.recipe import Recipe, Requirements
+from core.recipe import Items, Recipe, Requirements
 
 
 class _Record(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 ARCHITECTURES = ("resnet20", "resnet32", "resnet44", "resnet56", "resnet110", "vgg16", "small_cnn")
@@ -19,13 +19,17 @@ ModelFormat = Literal["onnx", "safetensors"]
 DatasetFormat = Literal["image_folder", "npz", "digits"]
 
 
+Side = Annotated[int, Field(ge=1, le=4096)]
+Pixels = Annotated[int, Field(ge=1, le=8192)]
+
+
 class ModelOptions(_Record):
     """How an uploaded model is to be read. A safetensors file holds weights only: it needs both fields."""
 
     architecture: str | None = Field(None, description=f"safetensors only, one of {', '.join(ARCHITECTURES)}")
-    input_shape: tuple[Annotated[int, Field(ge=1, le=4096)], Annotated[int, Field(ge=1, le=4096)],
-                       Annotated[int, Field(ge=1, le=4096)]] | None = Field(
-        None, description="safetensors only: channels, height, width")  # fmt: skip
+    input_shape: Annotated[tuple[Side, Side, Side], Strict(False)] | None = Field(
+        None, description="safetensors only: channels, height, width"
+    )
 
 
 class Splits(_Record):
@@ -45,13 +49,13 @@ class Preprocess(_Record):
     outputs; None = sorted names of the folders, or the integers of an npz.
     """
 
-    size: tuple[Annotated[int, Field(ge=1, le=8192)], Annotated[int, Field(ge=1, le=8192)]] | None = None
+    size: Annotated[tuple[Pixels, Pixels], Strict(False)] | None = None
     scale: float = Field(1 / 255, gt=0)
-    mean: tuple[float, ...] = (0.0,)
-    std: tuple[Annotated[float, Field(gt=0)], ...] = (1.0,)
+    mean: Items[float] = (0.0,)
+    std: Items[Annotated[float, Field(gt=0)]] = (1.0,)
     channels: Literal["RGB", "BGR", "L"] | None = None
     layout: Literal["NCHW", "NHWC"] = "NCHW"
-    class_order: tuple[str, ...] | None = None
+    class_order: Items[str] | None = None
 
 
 class DatasetOptions(_Record):
@@ -80,7 +84,7 @@ class JobInputs(_Record):
     """All that `core.pipeline.run` needs. `requirements` are the job's own; they override the recipe's by field."""
 
     model: ModelInput
-    datasets: tuple[DatasetInput, ...] = Field(min_length=1, max_length=1)
+    datasets: Items[DatasetInput] = Field(min_length=1, max_length=1)
     recipe: Recipe
     requirements: Requirements = Requirements()
     device: str = Field("cpu", pattern=r"^(cpu|cuda:\d+)$")

@@ -10,19 +10,32 @@ from __future__ import annotations
 import operator
 import re
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Strict,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from core.documents import DocumentInvalid, load_yaml
 from core.errors import Fault, RecipeInvalid
 
+Item = TypeVar("Item")
+Items = Annotated[tuple[Item, ...], Strict(False)]  # a document has lists, strictly no tuples
 Share = Annotated[float, Field(gt=0, lt=1)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
 Epochs = Annotated[int, Field(ge=0, le=10_000)]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # strict: true is no number, "1" no integer; an integer is a number all the same
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 # --- training --------------------------------------------------------------------------------------------------------
@@ -49,7 +62,7 @@ class AdamW(_Section):
 
     name: Literal["adamw"]
     lr: float = Field(1e-3, gt=0, le=100)
-    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
+    betas: Annotated[tuple[Beta, Beta], Strict(False)] = (0.9, 0.999)
     weight_decay: float = Field(1e-2, ge=0, le=1)
 
 
@@ -63,7 +76,7 @@ class MultistepSchedule(_Section):
     """The rate times `gamma` at each milestone. Milestones are shares of the training's epochs."""
 
     name: Literal["multistep"]
-    milestones: tuple[Share, ...] = (0.5, 0.75)
+    milestones: Items[Share] = (0.5, 0.75)
     gamma: float = Field(0.1, gt=0, lt=1)
 
     @field_validator("milestones")
@@ -222,9 +235,16 @@ class Recipe(_Section):
     seed: int = Field(0, ge=0, lt=2**63)
     training: Training = Training()
     allow_near_chance: bool = Field(False, description="go on although the original is no better than guessing")
-    steps: tuple[Step, ...] = Field(min_length=1, max_length=16)
+    steps: Items[Step] = Field(min_length=1, max_length=16)
     export: Export = Export()
     requirements: Requirements = Requirements()
+
+    @field_validator("version", mode="before")
+    @classmethod
+    def _integer(cls, value: Any) -> Any:
+        if isinstance(value, bool | float):  # equal to 1, and yet something else
+            raise ValueError("must be the integer 1")
+        return value
 
 
 def faults_of(error: ValidationError, *, prefix: str = "") -> list[Fault]:

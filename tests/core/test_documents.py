@@ -36,7 +36,9 @@ def test_every_name_that_comes_again_is_told() -> None:
     assert pointers('{"a": 1, "a": 1}') == ["/a"]
 
 
-@pytest.mark.parametrize("text", ["a: [", "a: !!python/object:os.system x", "a: 1\n b: 2", "a: 2026-13-45", "&a [*a", "[" * 5_000])
+@pytest.mark.parametrize(
+    "text", ["a: [", "a: !!python/object:os.system x", "a: 1\n b: 2", "a: 2026-13-45", "&a [*a", "[" * 5_000]
+)
 def test_what_is_no_document(text: str) -> None:
     assert pointers(text) == [""]
 

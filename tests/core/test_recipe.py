@@ -1,0 +1,70 @@
+"""Recipes: what is taken, and what every fault says."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from core.errors import Fault, RecipeInvalid
+from core.job import DatasetOptions
+from core.recipe import parse_recipe
+
+STEP: dict[str, Any] = {"method": "filter_norm", "target": {"params": 0.5}}
+
+
+def faults(document: Any) -> dict[str, Fault]:
+    """By pointer."""
+    with pytest.raises(RecipeInvalid) as caught:
+        parse_recipe(document)
+    found = {fault.pointer: fault for fault in caught.value.faults}
+    assert len(found) == len(caught.value.faults)
+    return found
+
+
+def test_a_value_of_another_type_is_a_fault() -> None:
+    document = {
+        "version": True,
+        "seed": True,
+        "allow_near_chance": 1,
+        "training": {
+            "batch_size": "32",
+            "optimizer": {"name": "sgd", "lr": float("inf"), "momentum": "0.9", "nesterov": "yes"},
+            "schedule": {"name": "multistep", "milestones": [True, "0.5"]},
+        },
+        "steps": [
+            STEP | {"ratio_per_round": "0.5", "every_epochs": 2.0, "fine_tune": {"epochs": "1"}},
+            STEP | {"fine_tune": {"optimizer": {"name": "adamw", "betas": [False, "1"]}}},
+        ],
+    }
+    assert set(faults(document)) == {
+        "/version", "/seed", "/allow_near_chance", "/training/batch_size", "/training/optimizer/lr",
+        "/training/optimizer/momentum", "/training/optimizer/nesterov", "/training/schedule/milestones/0",
+        "/training/schedule/milestones/1", "/steps/0/ratio_per_round", "/steps/0/every_epochs",
+        "/steps/0/fine_tune/epochs", "/steps/1/fine_tune/optimizer/betas/0", "/steps/1/fine_tune/optimizer/betas/1",
+    }  # fmt: skip
+
+
+def test_an_integer_is_a_number_and_a_list_a_tuple() -> None:
+    recipe = parse_recipe(
+        {
+            "training": {"optimizer": {"name": "adamw", "lr": 1, "betas": [0, 0.5]}},
+            "steps": [STEP | {"target": {"params": 1_000, "macs": 0.5}}],
+        }
+    )
+    assert recipe.training.model_dump()["optimizer"]["lr"] == 1.0
+    assert recipe.training.model_dump()["optimizer"]["betas"] == (0.0, 0.5)
+    target = recipe.steps[0].target
+    assert (target.params, type(target.params), target.macs) == (1_000, int, 0.5)
+    assert parse_recipe(recipe.model_dump(mode="json")) == recipe, "as it comes back from the database"
+
+
+def test_options_of_a_dataset_are_as_strict() -> None:
+    given = {"preprocess": {"scale": "1", "size": [True, 8], "class_order": [1]}, "splits": {"validation": "0.1"}}
+    with pytest.raises(ValidationError) as caught:
+        DatasetOptions.model_validate(given)
+    assert {error["loc"] for error in caught.value.errors()} == {
+        ("preprocess", "scale"), ("preprocess", "size", 0), ("preprocess", "class_order", 0), ("splits", "validation"),
+    }  # fmt: skip
+    assert DatasetOptions.model_validate({"preprocess": {"size": [8, 8], "mean": [0]}}).preprocess.size == (8, 8)
