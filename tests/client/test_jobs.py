@@ -33,13 +33,9 @@ def test_recipe_files(client: Either, fake: FakeServer, tmp_path: Path) -> None:
     path.write_text("version: 1\nsteps: [{method: filter_norm, target: {params: 0.5}}]\n")
     client.submit_job("mdl_1", ["ds_1"], path)
     assert json.loads(fake.bodies[-1])["recipe"]["steps"][0]["target"] == {"params": 0.5}
-    for text, wrong in (("steps: [", "not valid YAML .line 2"), ("- 1", "holds no mapping"), (None, "no file")):
-        path.unlink()
-        if text is not None:
-            path.write_text(text + "\n")
-        with pytest.raises(billhook.InputInvalid, match=wrong):
-            client.submit_job("mdl_1", ["ds_1"], path)
-        path.touch()
+    path.unlink()
+    with pytest.raises(billhook.InputInvalid, match="no file"):
+        client.submit_job("mdl_1", ["ds_1"], path)
 
 
 def test_all_faults_of_a_recipe_arrive(client: Either, fake: FakeServer) -> None:

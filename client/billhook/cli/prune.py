@@ -12,8 +12,9 @@ import typer
 from billhook.cli import tables
 from billhook.cli.progress import ProgressDisplay
 from billhook.cli.session import MISSED, OK, Session, command
+from billhook.documents import parse_document, read_document
 from billhook.errors import InputInvalid, RequirementsMissed
-from billhook.operations.jobs import Recipe, read_document
+from billhook.operations.jobs import Recipe
 from billhook.operations.prune import Progress, how_left
 from billhook.results import Pruned
 
@@ -185,11 +186,7 @@ def document_argument(option: str, text: str | None) -> dict[str, Any] | None:
         return None
     if not text.lstrip().startswith("{"):
         return read_document(Path(text), option)
-    try:
-        document: dict[str, Any] = json.loads(text)
-    except ValueError as error:
-        raise InputInvalid(f"{option} is not valid JSON: {error}") from None
-    return document
+    return parse_document(text, option)
 
 
 def requirement(text: str) -> tuple[str, str]:

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import yaml
-
-from billhook.errors import ApiError, InputInvalid, Timeout
+from billhook.documents import read_document
+from billhook.errors import ApiError, Timeout
 from billhook.operations.listing import page, pages
 from billhook.partial_file import PartialFile
 from billhook.results import Artifact, Download, Event, Job, RecipeInfo, Report, Update, parse
@@ -45,25 +44,6 @@ def get_recipe(core: Core, name: str) -> Operation[dict[str, Any]]:
 def recipe_schema(core: Core) -> Operation[dict[str, Any]]:
     """The JSON Schema of recipes: every field, its default and its bounds."""
     return fetch(core, dict[str, Any], "/v1/recipes/schema")
-
-
-def read_document(path: Path, what: str) -> dict[str, Any]:
-    """The mapping in the YAML or JSON file `path`. Raises `InputInvalid`, naming `what` it should be and the line."""
-    try:
-        document = yaml.safe_load(path.read_text("utf-8"))
-    except FileNotFoundError:
-        raise InputInvalid(f"there is no file {path} ({what})") from None
-    except OSError as error:
-        raise InputInvalid(f"{path} cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise InputInvalid(f"{path} is no text file; {what} is YAML or JSON") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" (line {mark.line + 1}, column {mark.column + 1})" if mark is not None else ""
-        raise InputInvalid(f"{path} is not valid YAML{where}: {getattr(error, 'problem', None) or error}") from None
-    if not isinstance(document, dict):
-        raise InputInvalid(f"{path} holds no mapping; {what} is one")
-    return document
 
 
 # --- jobs ------------------------------------------------------------------------------------------------------------

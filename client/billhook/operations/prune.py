@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from billhook.documents import read_document
 from billhook.errors import ApiError, BillhookError, InputInvalid, RequirementsMissed, Timeout
 from billhook.operations import jobs, uploads
 from billhook.results import Event, Job, Pruned, Update
@@ -72,7 +73,7 @@ def prune(
 
     if isinstance(recipe, Path):  # found wrong before anything is uploaded
         path = recipe
-        recipe = yield from blocking(lambda: jobs.read_document(path, "a recipe"))
+        recipe = yield from blocking(lambda: read_document(path, "a recipe"))
     if _id("ds", data) is None and not str(data).startswith("builtin:") and not Path(data).exists():
         raise InputInvalid(f"there is no file or folder {data}")
     folder = Path(output).absolute().parent
