@@ -55,6 +55,7 @@ class FakeServer:
     """What a job is at each look; the last one stays."""
     requirements_met: bool = True
     refusal: Document | None = None
+    recipe_problem: Document | None = None
     submit_problem: Document | None = None
     break_download_after: list[int] = field(default_factory=list)
     etag: str | None = f'"{hashlib.sha256(PRUNED).hexdigest()}"'
@@ -248,6 +249,10 @@ class _Handler(BaseHTTPRequestHandler):
             case "DELETE", [("models" | "datasets") as kind, subject] if subject in getattr(fake, kind):
                 del getattr(fake, kind)[subject]
                 self._send(204, {}, b"")
+            case "POST", ["recipes", "check"] if fake.recipe_problem is not None:
+                self._json(fake.recipe_problem, fake.recipe_problem["status"])
+            case "POST", ["recipes", "check"]:
+                self._json({"recipe": {"name": body["recipe"]} if isinstance(body["recipe"], str) else body["recipe"]})
             case "POST", ["jobs"] if fake.submit_problem is not None:
                 self._json(fake.submit_problem, fake.submit_problem["status"])
             case "POST", ["jobs"]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,29 @@ def test_what_is_wrong_here_is_found_before_anything_is_sent(
         with pytest.raises(billhook.InputInvalid):
             client.prune(model_file, "builtin:digits", recipe, output)
     assert fake.log == []
+
+
+def test_a_recipe_with_faults_is_found_before_anything_is_uploaded(
+    client: Either, fake: FakeServer, model_file: Path, data_file: Path, tmp_path: Path
+) -> None:
+    faults = [{"pointer": "/recipe/seed", "message": "negative", "expected": None},
+              {"pointer": "/device", "message": "unknown", "expected": "cpu"}]  # fmt: skip
+    fake.recipe_problem = {"status": 422, "code": "request_invalid", "detail": "2 faults", "faults": faults}
+    recipe, requirements = {"seed": -1, "steps": []}, {"accuracy_drop": "<= 0.01"}
+    with pytest.raises(billhook.ApiError) as caught:
+        client.prune(
+            model_file, data_file, recipe, tmp_path / "out.onnx", requirements=requirements, device="tpu", timeout=60
+        )
+    assert [fault.pointer for fault in caught.value.faults] == ["/recipe/seed", "/device"]
+    assert fake.log == ["POST /v1/recipes/check"]
+    assert json.loads(fake.bodies[0]) == {"recipe": recipe, "requirements": requirements, "device": "tpu"}
+
+
+def test_the_output_may_be_a_folder(client: Either, fake: FakeServer, model_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "results").mkdir()
+    file = client.prune(model_file, "builtin:digits", "half", tmp_path / "results").file
+    assert file.path == tmp_path / "results" / "pruned.onnx"
+    assert file.path.read_bytes() == PRUNED
 
 
 def test_the_time_being_up_cancels_the_job(client: Either, fake: FakeServer, model_file: Path, tmp_path: Path) -> None:

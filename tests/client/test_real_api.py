@@ -234,6 +234,11 @@ def test_recipes_and_strangers(app: FastAPI) -> None:
             assert "filter_norm_half" in names
             assert (await client.get_recipe(names[0]))["version"] == 1
             assert json.dumps(await client.recipe_schema())
+            assert (await client.check_recipe(RECIPE, device="cpu"))["steps"][0]["target"]["params"] == 0.5
+            with pytest.raises(billhook.ApiError) as caught:
+                await client.check_recipe({**RECIPE, "seed": -1}, requirements={"speed": "<= 1"}, device="tpu")
+            found = {fault.pointer for fault in caught.value.faults}
+            assert found == {"/recipe/seed", "/requirements/speed", "/device"}
             for lookup in (client.get_model("mdl_none"), client.get_dataset("ds_none"), client.get_job("job_none")):
                 with pytest.raises(billhook.ApiError) as caught:
                     await lookup

@@ -143,7 +143,7 @@ def download(
     job: JobId,
     name: Annotated[str, typer.Argument(metavar="NAME", help="Which of the job's files.")] = "pruned.onnx",
     output: Annotated[Path | None, typer.Option(
-        "--output", "-o", metavar="FILE", help="Where it goes; default: its own name, in this folder.",
+        "--output", "-o", metavar="FILE|FOLDER", help="Where it goes; default: its own name, in this folder.",
     )] = None,
 ) -> None:  # fmt: skip
     """Download a file of a job and verify its checksum.

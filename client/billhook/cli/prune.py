@@ -38,7 +38,8 @@ def prune(
         "--recipe", metavar="NAME|FILE", help="A ready-made recipe by name, or your own (.yaml, .json).",
     )],
     output: Annotated[Path, typer.Option(
-        "--output", "-o", metavar="FILE", help="Where the pruned network goes. Replaced if it is there.",
+        "--output", "-o", metavar="FILE|FOLDER",
+        help="Where the pruned network goes: a file, replaced if it is there, or a folder, for pruned.onnx in it.",
     )],
     architecture: Annotated[str | None, typer.Option(
         metavar="NAME", help="For safetensors: what the weights are of, e.g. resnet20.",
@@ -67,7 +68,8 @@ def prune(
 ) -> int:  # fmt: skip
     """Prune a model on the server, and download the smaller ONNX file.
 
-    Uploads what the server has not seen (by hash), waits until it has been
+    Has the recipe, the requirements and the device checked first. Then
+    uploads what the server has not seen (by hash), waits until it has been
     checked, starts the job, shows how far it is, downloads the result,
     verifies its checksum, and prints a table of before and after. The result
     is a drop-in replacement: the same inputs, outputs and opset.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -46,6 +47,42 @@ def recipe_schema(core: Core) -> Operation[dict[str, Any]]:
     return fetch(core, dict[str, Any], "/v1/recipes/schema")
 
 
+def check_recipe(
+    core: Core,
+    recipe: Recipe,
+    *,
+    requirements: Mapping[str, str] | None = None,
+    device: str | None = None,
+    timeout: float | None = None,
+) -> Operation[dict[str, Any]]:
+    """The recipe with every default filled in, held against what the server can do. Nothing is kept.
+
+    Raises `ApiError` (422) with every fault that `submit_job` would find in these three, `InputInvalid` as there.
+    """
+    body = yield from _asked(recipe, requirements, device)
+    reply = yield from send(
+        core, Call("POST", "/v1/recipes/check", json=body), deadline=deadline_after(core, timeout)
+    )  # fmt: skip
+    return parse(_Checked, body_of(reply)).recipe
+
+
+@dataclass(frozen=True)
+class _Checked:
+    recipe: dict[str, Any]
+
+
+def _asked(recipe: Recipe, requirements: Mapping[str, str] | None, device: str | None) -> Operation[dict[str, Any]]:
+    """What is asked for, as both `check_recipe` and `submit_job` send it."""
+    if isinstance(recipe, Path):
+        path = recipe
+        recipe = yield from blocking(lambda: read_document(path, "a recipe"))
+    body = {
+        "recipe": recipe if isinstance(recipe, str) else dict(recipe), "device": device,
+        "requirements": dict(requirements) if requirements else None,
+    }  # fmt: skip
+    return {key: value for key, value in body.items() if value is not None}
+
+
 # --- jobs ------------------------------------------------------------------------------------------------------------
 
 
@@ -68,14 +105,8 @@ def submit_job(
     carries an idempotency key (a new one unless given), so that an answer lost on the way never makes two jobs.
     Raises `ApiError` with every fault of the recipe, `InputInvalid` for a recipe file that cannot be read.
     """
-    if isinstance(recipe, Path):
-        path = recipe
-        recipe = yield from blocking(lambda: read_document(path, "a recipe"))
-    body = {
-        "model": model, "datasets": list(datasets), "recipe": recipe if isinstance(recipe, str) else dict(recipe),
-        "name": name, "kind": kind, "tags": list(tags) or None, "device": device,
-        "requirements": dict(requirements) if requirements else None,
-    }  # fmt: skip
+    asked = yield from _asked(recipe, requirements, device)
+    body = {"model": model, "datasets": list(datasets), "name": name, "kind": kind, "tags": list(tags) or None, **asked}
     call = Call(
         "POST", "/v1/jobs", json={key: value for key, value in body.items() if value is not None},
         headers={"Idempotency-Key": idempotency_key or uuid.uuid4().hex}, shielded=True,

@@ -54,11 +54,12 @@ def prune(
     timeout: float | None = None,
     on_progress: Callable[[Progress], None] = _ignore,
 ) -> Operation[Pruned]:
-    """Prune `model` on `data` by `recipe` into the ONNX file `output`: upload what is new, run, download, verify.
+    """Prune `model` on `data` by `recipe` into the ONNX file `output`: check, upload, run, download, verify.
 
     `model`: a file, or the id of one that is uploaded (mdl_…). `data`: a file (zip, npz), a folder of images,
     `builtin:digits`, or an id (ds_…). `recipe`: the name of a ready-made one, a `Path` to a file, or a document.
-    `requirements`: what the result must keep to, e.g. {"accuracy_drop": "<= 0.01"}. `timeout`: seconds for all of it.
+    `requirements`: what the result must keep to, e.g. {"accuracy_drop": "<= 0.01"}. `output`: a file, or a folder, for
+    pruned.onnx in it. `timeout`: seconds for all of it.
 
     If the caller is interrupted (KeyboardInterrupt, a cancelled task), or the time is up, the job is cancelled on the
     server before that is raised on; the last progress says whether it was ("cancelled", "not cancelled").
@@ -76,9 +77,11 @@ def prune(
         recipe = yield from blocking(lambda: read_document(path, "a recipe"))
     if _id("ds", data) is None and not str(data).startswith("builtin:") and not Path(data).exists():
         raise InputInvalid(f"there is no file or folder {data}")
-    folder = Path(output).absolute().parent
+    target = Path(output).absolute()
+    folder = target if target.is_dir() else target.parent
     if not folder.is_dir() or not os.access(folder, os.W_OK):
         raise InputInvalid(f"the result cannot be written: {folder} is no folder that can be written to")
+    yield from jobs.check_recipe(core, recipe, requirements=requirements, device=device, timeout=left())
 
     on_progress(Progress("upload model"))
     if (model_id := _id("mdl", model)) is not None:
