@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import structlog
@@ -21,6 +21,7 @@ from api.services import Services
 from api.uploads import remove_stale
 from store.artifacts import ArtifactStore
 from store.database import connect
+from store.reaper import Reaper
 from store.settings import Settings
 from store.sweep import sweep
 
@@ -63,22 +64,32 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     services: Services = app.state.services
     await run_in_threadpool(remove_stale, services.settings)
-    sweeping = asyncio.create_task(_sweep_now_and_then(services))
+    # with no worker alive, somebody must still see that one died: its job is to be cancelled, or to wait in the queue
+    reaper = Reaper(services.engine, services.settings.lease_seconds)
+    tasks = [
+        asyncio.create_task(_repeat("sweep", lambda: sweep(services.engine, services.artifacts), SWEEP_SECONDS)),
+        asyncio.create_task(_repeat("reaper", reaper, services.settings.reaper_seconds)),
+    ]
     yield
-    sweeping.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await sweeping
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
     services.engine.dispose()
 
 
-async def _sweep_now_and_then(services: Services) -> None:
+async def _repeat(name: str, action: Callable[[], object], seconds: float) -> None:
+    """Do it now and every so many seconds, in a thread. An error is logged, once for as long as it lasts."""
+    failing = None
     while True:
-        await asyncio.sleep(SWEEP_SECONDS)
         try:
-            removed = await run_in_threadpool(sweep, services.engine, services.artifacts)
-            log.info("swept", removed=removed)
+            await run_in_threadpool(action)
         except Exception as error:  # the next round may fare better; the service goes on
-            log.error("sweeping failed", exc_info=error)
+            if failing is not type(error):
+                log.error(f"{name} failed; it goes on trying", exc_info=error)
+            failing = type(error)
+        else:
+            failing = None
+        await asyncio.sleep(seconds)
 
 
 def __getattr__(name: str) -> Any:

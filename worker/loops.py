@@ -6,12 +6,12 @@ import threading
 from collections.abc import Callable
 
 import structlog
-from sqlalchemy import delete, select
 
-from store import leases, outbox
+from store import outbox
 from store.columns import now_utc
 from store.database import reading, transaction
-from store.records import TERMINAL, Artifact, Job, Topic
+from store.reaper import Reaper
+from store.records import Topic
 from worker.context import Context
 
 Ring = Callable[[Topic, str, str], None]
@@ -36,20 +36,6 @@ def relay(context: Context, ring: Ring) -> int:
     for _, topic, subject_id, queue in due:
         ring(topic, subject_id, queue)
     return len(due)
-
-
-def reap(context: Context) -> list[str]:
-    """Give up attempts that fell silent, and forget the checkpoints of jobs that are over; returns the former."""
-    with transaction(context.engine) as session:
-        reaped = leases.reap(session)
-    over = select(Job.id).where(Job.state.in_(TERMINAL))
-    left = Artifact.kind == "checkpoint", Artifact.job_id.in_(over)
-    with reading(context.engine) as session:
-        if session.scalar(select(Artifact.job_id).where(*left).limit(1)) is None:
-            return reaped
-    with transaction(context.engine) as session:
-        session.execute(delete(Artifact).where(*left))
-    return reaped
 
 
 class Loop(threading.Thread):
@@ -78,15 +64,11 @@ class Loop(threading.Thread):
 
 def start_loops(context: Context, ring: Ring) -> list[Loop]:
     """Start relay and reaper as daemon threads."""
-
-    def reap_and_log() -> None:
-        for job_id in reap(context):
-            log.warning("attempt given up: its worker fell silent", job=job_id)
-
     settings = context.settings
+    reaper = Reaper(context.engine, settings.lease_seconds)
     loops = [
         Loop("relay", lambda: relay(context, ring), settings.relay_seconds, context.stopping),
-        Loop("reaper", reap_and_log, settings.reaper_seconds, context.stopping),
+        Loop("reaper", reaper, settings.reaper_seconds, context.stopping),
     ]
     for loop in loops:
         loop.start()

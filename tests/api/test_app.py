@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import Any
 
 import httpx
@@ -17,10 +18,12 @@ from api.auth import OPEN_PATHS, READING
 from core import errors as core_errors
 from core.errors import BillhookError
 from store import errors as store_errors
+from store import leases
+from store.columns import now_utc
 from store.database import transaction
 from store.keys import add_key, new_secret
 from store.settings import Settings
-from tests.api.conftest import Api, problem
+from tests.api.conftest import Api, TestClient, problem
 
 
 def routes(api: Api) -> Iterator[tuple[str, str]]:
@@ -51,6 +54,16 @@ def test_there_is_no_way_in_without_a_key(api: Api) -> None:
     problem(api.nobody.get("/no/such/place"), 401, "unauthenticated")
     problem(api.nobody.get("/docs/oauth2-redirect"), 401, "unauthenticated")
     problem(api.nobody.get("/healthz/"), 401, "unauthenticated")
+
+
+def test_a_job_whose_worker_died_is_given_up_with_no_other_worker_alive(api: Api) -> None:
+    job_id = api.job()
+    with transaction(api.services.engine) as session:
+        assert leases.claim(session, job_id, "host:1", "cpu", now_utc() - timedelta(hours=1)) is not None
+    api.http.post(f"/v1/jobs/{job_id}/cancel")
+    app = create_app(api.settings.model_copy(update={"reaper_seconds": 0.05}))
+    with TestClient(app, headers=api.http.headers) as http:
+        assert http.get(f"/v1/jobs/{job_id}", params={"wait": 10}).json()["state"] == "cancelled"
 
 
 def test_an_upload_without_a_key_is_not_read(api: Api) -> None:
