@@ -6,6 +6,7 @@ hashed again, so that a damaged object is an error and never an input.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
@@ -34,8 +35,10 @@ class ArtifactStore:
     def __init__(self, storage_url: str) -> None:
         parts = urlsplit(storage_url)
         self._objects: Any
+        self._folder: Path | None = None
         if parts.scheme == "file":
-            self._objects = LocalStore(Path(parts.path), mkdir=True)
+            self._folder = Path(parts.path)
+            self._objects = LocalStore(self._folder, mkdir=True)
         else:
             self._objects = from_url(storage_url)
 
@@ -60,6 +63,8 @@ class ArtifactStore:
             young = found is not None and datetime.now(UTC) - found["last_modified"] < FRESH
             if found is None or found["size"] != size or not young:
                 obstore.put(self._objects, key, path)
+                if self._folder is not None:
+                    _sync(self._folder / key)
 
     def get_file(self, sha256: str, path: Path) -> int:
         """Fetch an object into `path` (by a temporary file beside it) and return its size in bytes.
@@ -131,6 +136,19 @@ class ArtifactStore:
         except ArtifactMissing:
             return
 
+    def remove_partial(self, before: datetime) -> int:
+        """Remove what processes that were killed while storing left in a local folder; returns how many files.
+
+        obstore writes `<sha256>#<number>` and renames it; object storages drop what was not completed themselves.
+        """
+        removed = 0
+        for path in () if self._folder is None else self._folder.glob("sha256/*/*#*"):
+            with contextlib.suppress(FileNotFoundError):  # completed, or removed by another sweep
+                if datetime.fromtimestamp(path.stat().st_mtime, UTC) < before:
+                    path.unlink()
+                    removed += 1
+        return removed
+
     def ping(self) -> None:
         """Raises `StorageUnavailable` unless the storage can be written."""
         with _storage_errors(""):
@@ -145,6 +163,16 @@ def hash_file(path: Path) -> tuple[str, int]:
             digest.update(chunk)
             size += len(chunk)
     return digest.hexdigest(), size
+
+
+def _sync(path: Path) -> None:
+    """Have a new file, and its name, survive a power cut: a record may refer to it from now on."""
+    for part in (path, path.parent, path.parent.parent):
+        handle = os.open(part, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def _key(sha256: str) -> str:

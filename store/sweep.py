@@ -20,7 +20,7 @@ GRACE: timedelta = 4 * FRESH
 def sweep(engine: Engine, artifacts: ArtifactStore, now: datetime | None = None) -> int:
     """Delete the objects that no record names and that are older than `GRACE`, and old idempotency keys.
 
-    Returns how many objects went.
+    Returns how many objects went, those included that were never stored to the end.
     """
     now = now or now_utc()
     with transaction(engine) as session:
@@ -28,7 +28,7 @@ def sweep(engine: Engine, artifacts: ArtifactStore, now: datetime | None = None)
     old = [sha256 for sha256, written in artifacts.list_hashes() if now - written > GRACE]
     with reading(engine) as session:  # after the listing: a record made meanwhile is seen
         named = _named(session)
-    removed = 0
+    removed = artifacts.remove_partial(now - GRACE)
     for sha256 in old:
         written = None if sha256 in named else artifacts.written(sha256)
         if written is not None and now - written > GRACE:  # it may have been stored again since the listing

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import time
 from collections.abc import Iterator
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -64,6 +67,18 @@ def test_a_job_whose_worker_died_is_given_up_with_no_other_worker_alive(api: Api
     app = create_app(api.settings.model_copy(update={"reaper_seconds": 0.05}))
     with TestClient(app, headers=api.http.headers) as http:
         assert http.get(f"/v1/jobs/{job_id}", params={"wait": 10}).json()["state"] == "cancelled"
+
+
+def test_what_nobody_needs_is_swept_away_at_the_start(api: Api, tmp_path: Path) -> None:
+    (tmp_path / "orphan").write_bytes(b"orphan")
+    sha256, _ = api.services.artifacts.put_file(tmp_path / "orphan")
+    (path,) = tmp_path.rglob(sha256)
+    os.utime(path, (0, 0))
+    with TestClient(create_app(api.settings)):
+        deadline = time.monotonic() + 10
+        while path.exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
 
 
 def test_an_upload_without_a_key_is_not_read(api: Api) -> None:

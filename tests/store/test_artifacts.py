@@ -133,6 +133,33 @@ def test_only_what_is_old_and_unnamed_is_swept(
     assert not artifacts.exists(checkpoint)
 
 
+def test_what_a_killed_process_stored_in_part_is_swept(
+    engine: Engine, artifacts: ArtifactStore, file: Path, tmp_path: Path
+) -> None:
+    artifacts.put_file(file)
+    old, young = (stored(tmp_path).with_name(f"{SHA256}#{number}") for number in (1, 2))
+    for path in (old, young):
+        path.write_bytes(b"the beg")
+    past = (now_utc() - GRACE - timedelta(minutes=1)).timestamp()
+    os.utime(old, (past, past))
+    assert sweep(engine, artifacts) == 1
+    assert (old.exists(), young.exists(), artifacts.exists(SHA256)) == (False, True, True)
+
+
+def test_what_is_stored_survives_a_power_cut(
+    artifacts: ArtifactStore, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[Path] = []
+
+    def fsync(handle: int) -> None:
+        assert stored(tmp_path).exists(), "under its name already"
+        synced.append(Path(f"/proc/self/fd/{handle}").readlink())
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    artifacts.put_file(file)
+    assert synced == [stored(tmp_path), *list(stored(tmp_path).parents)[:2]]
+
+
 def test_storing_again_what_is_about_to_be_swept_keeps_it(
     engine: Engine, artifacts: ArtifactStore, tmp_path: Path, three: list[str]
 ) -> None:
