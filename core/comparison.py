@@ -16,6 +16,7 @@ from core.data.source import SplitName
 from core.events import Emit
 from core.graph.counts import count
 from core.graph.network import Network
+from core.graph.softmax import final_softmax
 from core.measure.accuracy import OutputKind, score_file
 from core.measure.latency import measure_latency
 from core.measure.layers import layer_milliseconds
@@ -37,11 +38,11 @@ def sample_inputs(dataset: Dataset, split: SplitName, images: int) -> Tensor:
 
 
 def output_kind(network: Network) -> OutputKind:
-    """What the first output is: a final Softmax gives probabilities."""
-    target = network.output_nodes()[0].target
-    if target is torch.ops.aten.softmax.int:
-        return "probabilities"
-    return "log_probabilities" if target is torch.ops.aten.log_softmax.int else "logits"
+    """What the first output is: a final Softmax, in whatever shape it leaves, gives probabilities."""
+    softmax = final_softmax(network.output_nodes()[0])
+    if softmax is None:
+        return "logits"
+    return "probabilities" if softmax.target is torch.ops.aten.softmax.int else "log_probabilities"
 
 
 def measure(

@@ -19,8 +19,7 @@ from torch import Tensor, fx, nn
 
 from core.errors import Fault, ModelRefused, ModelTooLarge
 from core.graph.limits import MAX_ACTIVATION_ELEMENTS
-
-SOFTMAXES = (torch.ops.aten.softmax.int, torch.ops.aten.log_softmax.int)
+from core.graph.softmax import final_softmax, without_final_softmax
 
 
 @dataclass(frozen=True)
@@ -78,7 +77,7 @@ class Network:
         self._without_softmax: fx.GraphModule | None = None
         propagate_shapes(module, input_shapes)
         _refuse_false_declarations(outputs, self.computed_outputs())
-        self.origin = replace(origin, ends_in_softmax=any(node.target in SOFTMAXES for node in self.output_nodes()))
+        self.origin = replace(origin, ends_in_softmax=any(map(final_softmax, self.output_nodes())))
 
     # --- running ------------------------------------------------------------------------------------------------
 
@@ -91,7 +90,7 @@ class Network:
         if not self.origin.ends_in_softmax:
             return self.module(*inputs)
         if self._without_softmax is None:
-            self._without_softmax = _bypass_final_softmax(self.module)
+            self._without_softmax = without_final_softmax(self.module)
         return self._without_softmax(*inputs)
 
     def example_input(self, batch: int = 2, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -274,18 +273,3 @@ def run_shapes(
     finally:
         module.train(training)
     return interpreter.found
-
-
-def _bypass_final_softmax(module: fx.GraphModule) -> fx.GraphModule:
-    """The same modules under a graph whose outputs skip a last Softmax."""
-    graph = fx.Graph()
-    copied: dict[fx.Node, fx.Node] = {}
-    outputs = graph.graph_copy(module.graph, copied)
-    many = isinstance(outputs, tuple | list)
-    nodes: list[Any] = list(outputs) if isinstance(outputs, tuple | list) else [outputs]
-    values = [node.args[0] if node.target in SOFTMAXES else node for node in nodes]
-    graph.output(tuple(values) if many else values[0])
-    bypassed = fx.GraphModule(module, graph)
-    bypassed.graph.eliminate_dead_code()
-    bypassed.recompile()
-    return bypassed

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from core.comparison import output_kind
 from core.errors import ModelRefused, OperatorUnknown
 from core.graph.architectures import ARCHITECTURES, build
 from core.graph.counts import COUNTED, count
+from core.graph.importers import read_onnx
 from core.graph.lowering import trace
 from core.job import ARCHITECTURES as NAMES
+from tests.core.graph.onnx_texts import model, saved
 from tests.core.graph.topologies import SHAPE, topology
 
 PARAMETERS = {
@@ -96,6 +102,47 @@ def test_logits_are_in_front_of_the_softmax_and_follow_training() -> None:
     network.to(torch.float64)
     assert network.logits(inputs.double()).dtype == torch.float64
     assert not topology("Shared").origin.ends_in_softmax
+
+
+MOVED = {
+    "flattened": "c = Softmax<axis=1>(b)  y = Flatten(c)",
+    "reshaped": "s = Constant<value_ints=[-1,4]>()  c = LogSoftmax<axis=1>(b)  y = Reshape(c, s)",
+    "squeezed": "s = Constant<value_ints=[2,3]>()  c = Softmax<axis=1>(b)  y = Squeeze(c, s)",
+    "there and back": """
+        s = Constant<value_ints=[2]>()  f = Flatten(b)  c = Softmax<axis=1>(f)  d = Unsqueeze(c, s)
+        e = Transpose<perm=[0,2,1]>(d)  y = Flatten(e)
+    """,
+}
+
+
+@pytest.mark.parametrize("name", MOVED)
+def test_a_softmax_is_final_in_whatever_shape_it_leaves(name: str, tmp_path: Path) -> None:
+    body = "a = Conv(x, w)  b = GlobalAveragePool(a)  " + MOVED[name]
+    network = read_onnx(saved(model(body, outputs="float[batch,4] y", weights={"w": (4, 4, 3, 3)}), tmp_path))
+    inputs = network.example_input(3)
+    assert network.origin.ends_in_softmax
+    assert output_kind(network) == ("log_probabilities" if name == "reshaped" else "probabilities")
+    logits, outputs = network.logits(inputs), network(inputs)
+    assert logits.shape == outputs.shape == (3, 4)
+    assert not torch.allclose(logits.exp().sum(1), torch.ones(3), atol=1e-3)
+    given = torch.log_softmax(logits, 1) if name == "reshaped" else torch.softmax(logits, 1)
+    assert torch.allclose(given, outputs)
+
+
+def test_several_softmaxes_in_one_output_are_no_final_one(tmp_path: Path) -> None:
+    body = "a = Conv(x, w)  b = Reshape(a, s)  c = Softmax<axis=2>(b)  y = Flatten(c)"
+    weights = {"w": (4, 4, 6, 6), "s": np.array([0, 2, 2])}
+    network = read_onnx(saved(model(body, outputs="float[batch,4] y", weights=weights), tmp_path))
+    assert not network.origin.ends_in_softmax
+    assert output_kind(network) == "logits"
+
+
+def test_an_output_that_is_read_elsewhere_keeps_its_softmax_there(tmp_path: Path) -> None:
+    body = "a = Conv(x, w)  b = Softmax<axis=1>(a)  y = Flatten(b)  z = Mul(y, y)"
+    made = model(body, outputs="float[batch,4] y, float[batch,4] z", weights={"w": (4, 4, 6, 6)})
+    network = read_onnx(saved(made, tmp_path))
+    logits, square = network.logits(network.example_input(3))
+    assert torch.allclose(torch.softmax(logits, 1).square(), square)
 
 
 def test_gradients_reach_the_parameters() -> None:
