@@ -99,8 +99,8 @@ def _ir_version(opset: int) -> int:
 def check_parity(network: Network, path: Path, *inputs: Tensor) -> Check:
     """Runs the file in ONNX Runtime (CPU) and compares with `network` in torch, on real `inputs`, (batch, ...).
 
-    The error is max |a - b| / max |a| over all outputs. The bound is the larger of 1e-5 and ten times the network's own
-    error from float32 to float64. Raises `ParityFailed` past it.
+    The error is max |a - b| / max |a| of the worst output. The bound is the larger of 1e-5 and ten times the network's
+    own error from float32 to float64. Raises `ParityFailed` past it.
     """
     expected = _outputs(network, inputs, torch.float32)
     exact = _outputs(network, inputs, torch.float64)

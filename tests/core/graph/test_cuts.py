@@ -180,6 +180,15 @@ def test_the_proof_fails_for_changed_weights_and_dead_outputs() -> None:
         check_cut(network, {"conv2": [3]}, same, network.example_input(4))
 
 
+def test_each_output_is_measured_by_its_own_scale() -> None:
+    large, small, nothing = torch.full((2, 3), 1e7), torch.ones(2, 4), torch.zeros(2, 5)
+    assert relative_error((large, small), (large, small * 0.5)) == 0.5
+    assert relative_error((large, small), (large * 0.75, small)) == 0.25
+    assert relative_error((nothing, small), (nothing, small * 0.5)) == 0.5
+    assert relative_error((nothing, small), (nothing + 1e-30, small)) == float("inf")
+    assert relative_error((nothing, nothing), (nothing, nothing)) == float("inf")
+
+
 def test_a_saturated_softmax_hides_nothing() -> None:
     network = topology("EndsInSoftmax")
     with torch.no_grad():
