@@ -50,21 +50,23 @@ def _writer(op_type: str) -> Callable[[Writing, fx.Node], None]:
 
 
 def elementwise_rule(p: Propagation, node: fx.Node) -> Tensor:
-    """Ids that meet go together. What is broadcast along the other side's channels must stay."""
+    """Ids that meet go together. One channel that is broadcast along the other side's channels must stay; where a gate
+    per group of channels is broadcast inside the groups, each gate goes with its group."""
     shape = node.meta["shape"]
     sides = [p.ids[side] for side in node.args if isinstance(side, fx.Node)]
     sides = [side.reshape([1] * (len(shape) - side.dim()) + list(side.shape)) for side in sides]
     if len(sides) == 1:
         return sides[0].expand(shape)
     a, b = sides
+    both = any(_varies(a, dim) and _varies(b, dim) for dim in range(len(shape)))
     for dim, size in enumerate(shape):
         for one, other in ((a, b), (b, a)):
-            if one.shape[dim] == 1 and size > 1 and _varies(other, dim):
+            if one.shape[dim] == 1 and size > 1 and _varies(other, dim) and not both:
                 p.freeze(one, node, "it is broadcast along the channels of another tensor")
                 return other if other.shape == torch.Size(shape) else other.expand(shape)
     a, b = a.expand(shape), b.expand(shape)
     p.unite(a, b)
-    return a
+    return a if compressed(a)[0].numel() <= compressed(b)[0].numel() else b
 
 
 def _varies(ids: Tensor, dim: int) -> bool:

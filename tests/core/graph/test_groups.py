@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
+import numpy as np
 import pytest
 from torch import nn
 
@@ -11,8 +13,10 @@ from core.graph.architectures import build
 from core.graph.cuts import cut, removal_of
 from core.graph.exactness import check_cut
 from core.graph.groups import ChannelGroup, channel_groups
+from core.graph.importers import read_onnx
 from core.graph.lowering import trace
 from core.graph.network import Network
+from tests.core.graph.onnx_texts import model, saved
 from tests.core.graph.topologies import TOPOLOGIES, topology
 
 
@@ -151,6 +155,38 @@ def test_spatial_attention_freezes_only_its_gate() -> None:
     assert found.by_name()["conv"].cuttable
     assert not found.by_name()["gate"].cuttable
     assert any(item.layers == ["gate"] and "broadcast" in item.reason for item in found.frozen)
+
+
+GATED = """
+    a = Conv<pads=[1,1,1,1]>(x, w)  b = Reshape(a, apart)  g = Conv<pads=[1,1,1,1]>(x, v)  h = GlobalAveragePool(g)
+    i = Reshape(h, gates)  c = Mul(b, {gate})  d = Reshape(c, whole)  y = Conv(d, last)
+"""
+GATED_WEIGHTS = {
+    "w": (16, 4, 3, 3), "v": (8, 4, 3, 3), "k": (8, 1, 1, 1), "apart": np.array([0, 8, 2, 6, 6]),
+    "gates": np.array([0, 8, 1, 1, 1]), "whole": np.array([0, 16, 6, 6]), "last": (5, 16, 3, 3),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("gate", ["i", "k"])
+def test_a_gate_for_several_channels_goes_with_them(gate: str, tmp_path: Path) -> None:
+    network = read_onnx(saved(model(GATED.format(gate=gate), weights=GATED_WEIGHTS), tmp_path))
+    (group,) = [group for group in channel_groups(network).groups if group.cuttable]
+    assert group.producers[0].channels == [(2 * unit, 2 * unit + 1) for unit in range(8)]
+    if gate == "i":
+        assert group.producers[1].channels == [(unit,) for unit in range(8)]
+    removal = {group.name: [0, 3, 4]}
+    smaller, _ = cut(network, removal)
+    assert check_cut(network, removal, smaller, network.example_input()).passed
+
+
+@pytest.mark.parametrize("order", ["a, k", "k, a"])
+def test_a_map_over_places_meets_all_channels(order: str, tmp_path: Path) -> None:
+    """Even behind a constant that has channels as well as places."""
+    body = f"c = Conv<pads=[1,1,1,1]>(x, w)  a = Add(m, c)  b = Mul({order})  y = Conv(b, last)"
+    weights = {"w": (8, 4, 3, 3), "m": (8, 6, 6), "k": (1, 1, 6, 6), "last": (5, 8, 3, 3)}
+    network = read_onnx(saved(model(body, weights=weights), tmp_path))
+    first = channel_groups(network).groups[0]
+    assert (first.name, first.width, first.cuttable) == ("n0", 8, True)
 
 
 def test_layer_used_twice_has_one_set_of_channels() -> None:
