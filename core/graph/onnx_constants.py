@@ -192,9 +192,12 @@ def _expand(f: _Fold) -> Array:
 
 
 def _range(f: _Fold) -> Array:
-    start, stop, step = (int(f.number(index).reshape(())) for index in range(3))
-    _bounded((max(0, -((start - stop) // step)),))
-    return np.arange(start, stop, step, dtype=f[0].dtype)
+    """start + i step for i below ceil((stop - start) / step), in the type of the inputs."""
+    start, stop, step = (f.number(index).reshape(()).item() for index in range(3))
+    if not step or not all(map(math.isfinite, (start, stop, step))):
+        raise CannotFold
+    (count,) = _bounded((max(0, math.ceil((stop - start) / step)),))
+    return np.asarray(start + np.arange(count) * step).astype(f[0].dtype)
 
 
 def _arithmetic(function: Callable[[Array, Array], Array]) -> Callable[[_Fold], Array]:
