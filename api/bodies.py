@@ -15,7 +15,7 @@ from starlette.requests import ClientDisconnect
 from api.errors import Refused
 from core.documents import pointer_to
 from core.errors import Fault
-from core.recipe import faults_of
+from core.faults import faults_of
 
 Document = TypeVar("Document", bound=BaseModel)
 
@@ -139,4 +139,4 @@ def validate(model: type[Document], document: Any, prefix: str = "") -> tuple[Do
     try:
         return model.model_validate(document), []
     except ValidationError as error:
-        return None, faults_of(error, prefix=prefix)
+        return None, faults_of(error, model, prefix=prefix)

@@ -50,9 +50,13 @@ class JobRequest(RecipeRequest):
 
     model: str = Field(description="id of a model that is ready", examples=["mdl_…"])
     datasets: Items[str] = Field(min_length=1, max_length=1, description="ids of datasets that are ready")
-    name: Annotated[Text, Field(max_length=200)] = Field("", description="may be hierarchical: team/model/try")
-    kind: Annotated[Text, Field(min_length=1, max_length=64)] = "prune"
-    tags: Items[Tag] = Field((), max_length=20)
+    name: Annotated[Text, Field(max_length=200)] = Field(
+        "", description="text without control characters; may be hierarchical: team/model/try"
+    )
+    kind: Annotated[Text, Field(min_length=1, max_length=64)] = Field(
+        "prune", description="text without control characters"
+    )
+    tags: Items[Tag] = Field((), max_length=20, description="tags without spaces or commas, 20 at most")
 
     @field_validator("tags", mode="after")
     @classmethod

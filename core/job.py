@@ -49,7 +49,7 @@ class Preprocess(_Record):
     outputs; None = sorted names of the folders, or the integers of an npz.
     """
 
-    size: Annotated[tuple[Pixels, Pixels], Strict(False)] | None = None
+    size: Annotated[tuple[Pixels, Pixels], Strict(False)] | None = Field(None, description="height and width")
     scale: float = Field(1 / 255, gt=0)
     mean: Items[float] = (0.0,)
     std: Items[Annotated[float, Field(gt=0)]] = (1.0,)

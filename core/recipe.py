@@ -25,6 +25,7 @@ from pydantic import (
 
 from core.documents import DocumentInvalid, load_yaml
 from core.errors import Fault, RecipeInvalid
+from core.faults import faults_of, given
 
 Item = TypeVar("Item")
 Items = Annotated[tuple[Item, ...], Strict(False)]  # a document has lists, strictly no tuples
@@ -167,7 +168,7 @@ class FilterNorm(_Section):
     every_epochs: int = Field(7, ge=1, le=1_000)
     scope: Literal["local", "global"] = "local"
     normalize: Literal["none", "max"] = "none"
-    target: Target
+    target: Target = Field(description="what may remain at most of params, macs or filters")
     fine_tune: FineTune = FineTune()
 
 
@@ -188,7 +189,10 @@ _REQUIREMENT = re.compile(r"^\s*(<=|>=|<|>)\s*([0-9]*\.?[0-9]+(?:[eE][-+]?[0-9]+
 COMPARISONS: Mapping[str, Callable[[float, float], bool]] = {
     "<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.gt,
 }  # fmt: skip
-Requirement = Annotated[str, Field(pattern=_REQUIREMENT.pattern, examples=["<= 0.01"])]
+Requirement = Annotated[
+    str,
+    Field(pattern=_REQUIREMENT.pattern, description='a comparison and a number, as "<= 0.01"', examples=["<= 0.01"]),
+]
 
 
 class Requirements(_Section):
@@ -235,7 +239,7 @@ class Recipe(_Section):
     seed: int = Field(0, ge=0, lt=2**63)
     training: Training = Training()
     allow_near_chance: bool = Field(False, description="go on although the original is no better than guessing")
-    steps: Items[Step] = Field(min_length=1, max_length=16)
+    steps: Items[Step] = Field(min_length=1, max_length=16, description="a list of steps, each with its method")
     export: Export = Export()
     requirements: Requirements = Requirements()
 
@@ -247,41 +251,15 @@ class Recipe(_Section):
         return value
 
 
-def faults_of(error: ValidationError, *, prefix: str = "") -> list[Fault]:
-    """pydantic's errors as faults with JSON pointers."""
-    faults = []
-    found = error.errors(include_url=False)
-    for item in found:
-        length = len(item["loc"])
-        if item["type"] == "too_short" and any(
-            len(o["loc"]) > length and o["loc"][:length] == item["loc"] for o in found
-        ):
-            continue  # pydantic counts only the items that are right; what is wrong with the others is said already
-        # a tagged union puts its tag into the location; it is no key of the document
-        where = [part for part in item["loc"] if part not in _UNION_TAGS]
-        pointer = prefix + "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in where)
-        context = item.get("ctx", {})
-        expected = context.get("expected") or context.get("expected_tags")
-        message = item["msg"].removeprefix("Value error, ")
-        if item["type"] == "extra_forbidden":
-            message = f"unknown field {where[-1]!r}, or one that is not built yet" if where else message
-        faults.append(Fault(pointer, message, str(expected) if expected is not None else None))
-    return faults
-
-
-_UNION_TAGS = frozenset({"sgd", "adamw", "constant", "multistep", "cosine", "float", "int",
-                         "constrained-float", "constrained-int"})  # fmt: skip
-
-
 def parse_recipe(document: Any, *, prefix: str = "") -> Recipe:
     """The recipe that `document` (parsed YAML or JSON) describes. Raises `RecipeInvalid` with every fault."""
     if not isinstance(document, dict):
-        fault = Fault(prefix, f"a recipe is a mapping, not {type(document).__name__}", "a mapping with the key steps")
-        raise RecipeInvalid("the recipe is not a mapping", faults=[fault])
+        fault = Fault(prefix, f"a recipe is an object, not {given(document)}", "an object with the field steps")
+        raise RecipeInvalid("the recipe is not an object", faults=[fault])
     try:
         return Recipe.model_validate(document)
     except ValidationError as error:
-        faults = faults_of(error, prefix=prefix)
+        faults = faults_of(error, Recipe, prefix=prefix)
         raise RecipeInvalid(f"the recipe has {len(faults)} fault(s)", faults=faults) from None
 
 

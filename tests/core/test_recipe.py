@@ -68,3 +68,41 @@ def test_options_of_a_dataset_are_as_strict() -> None:
         ("preprocess", "scale"), ("preprocess", "size", 0), ("preprocess", "class_order", 0), ("splits", "validation"),
     }  # fmt: skip
     assert DatasetOptions.model_validate({"preprocess": {"size": [8, 8], "mean": [0]}}).preprocess.size == (8, 8)
+
+
+@pytest.mark.parametrize(
+    ("document", "pointer", "message", "expected"),
+    [
+        ({}, "/steps", "it is missing", "a list of steps, each with its method"),
+        ({"steps": {}}, "/steps", "an object is given where a list belongs", "a list"),
+        ({"steps": []}, "/steps", "0 items are too few", "at least 1 items"),
+        ({"steps": [STEP] * 17}, "/steps", "17 items are too many", "at most 16 items"),
+        ({"steps": [3]}, "/steps/0", "the number 3 is given where an object belongs", "an object"),
+        ({"steps": [STEP], "seed": True}, "/seed", "true is given where an integer belongs", "an integer"),
+        ({"steps": [STEP], "name": None, "seed": "1"}, "/seed", "the text '1' is given where an integer belongs",
+         "an integer"),
+        ({"steps": [STEP], "seed": -1}, "/seed", "the number -1 is out of range", "at least 0"),
+        ({"steps": [STEP], "name": "x" * 300}, "/name", "300 characters are too many", "at most 200 characters"),
+        ({"steps": [STEP], "task": "x"}, "/task", "the text 'x' is not one of what may be here", "'classification'"),
+        ({"steps": [STEP], "requirements": {"accuracy": "3"}}, "/requirements/accuracy",
+         "the text '3' is not of the form that is needed", 'a comparison and a number, as "<= 0.01"'),
+        ({"steps": [STEP], "export": {"opsett": 1}}, "/export/opsett",
+         "unknown field 'opsett', or one that is not built yet", "one of channel_multiple, opset"),
+        ({"steps": [STEP], "training": {"optimizer": {"name": "lion"}}}, "/training/optimizer",
+         "no name 'lion' is known here", "'sgd', 'adamw'"),
+        ({"steps": [STEP], "training": {"schedule": {}}}, "/training/schedule", "its name is missing",
+         "'constant', 'cosine', 'multistep'"),
+        ({"steps": [STEP | {"fine_tune": {"optimizer": {"name": "adamw", "lrr": 1}}}]},
+         "/steps/0/fine_tune/optimizer/lrr", "unknown field 'lrr', or one that is not built yet",
+         "one of betas, lr, name, weight_decay"),
+        ([], "", "a recipe is an object, not a list", "an object with the field steps"),
+    ],
+)  # fmt: skip
+def test_a_fault_says_what_would_be_right(document: Any, pointer: str, message: str, expected: str) -> None:
+    assert faults(document) == {pointer: Fault(pointer, message, expected)}
+
+
+def test_a_field_named_like_a_tag_is_a_field() -> None:
+    assert set(faults({"steps": [STEP], "sgd": 1, "training": {"optimizer": {"name": "sgd", "float": 1}}})) == {
+        "/sgd", "/training/optimizer/float",
+    }  # fmt: skip
