@@ -14,7 +14,7 @@ import pytest
 import billhook
 from billhook.operations import prune
 from tests.client.either import Either
-from tests.client.fake_server import KEY, PRUNED, FakeServer
+from tests.client.fake_server import KEY, PRUNED, FakeServer, report
 
 MODELS, DATASETS, JOBS = "POST /v1/models", "POST /v1/datasets", "POST /v1/jobs"
 
@@ -194,3 +194,13 @@ def test_a_job_whose_id_never_arrived_is_found_and_cancelled(
     with billhook.Client(fake.url, KEY) as client, pytest.raises(KeyboardInterrupt):
         client.prune(model_file, "builtin:digits", "half", tmp_path / "out.onnx")
     assert [job["state"] for job in fake.jobs.values()] == ["cancelled"]
+
+
+def test_a_requirement_that_could_not_be_measured_says_why(
+    client: Either, fake: FakeServer, model_file: Path, data_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    missed = {"name": "peak_memory_ratio", "required": "<= 1", "measured": None, "passed": False, "note": "too small"}
+    told = report(met=False) | {"requirements": [missed]}
+    monkeypatch.setattr("tests.client.fake_server.report", lambda met: told)
+    with pytest.raises(billhook.RequirementsMissed, match="peak_memory_ratio is too small, required <= 1"):
+        client.prune(model_file, data_file, "half", tmp_path / "out.onnx")

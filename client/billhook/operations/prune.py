@@ -13,7 +13,7 @@ from typing import Any, Literal
 from billhook.documents import read_document
 from billhook.errors import ApiError, BillhookError, InputInvalid, RequirementsMissed, Timeout
 from billhook.operations import jobs, uploads
-from billhook.results import Event, Job, Pruned, Update
+from billhook.results import Event, Job, Pruned, RequirementResult, Update
 from billhook.retries import Core, deadline_after
 from billhook.steps import Operation, blocking, for_each
 
@@ -131,14 +131,14 @@ def prune(
     report = yield from jobs.get_report(core, job.id)
     result = Pruned(the_model, dataset, job, report, file)
     if not report.requirements_met:
-        missed = [f"{each.name} is {_short(each.measured)}, required {each.required}"
+        missed = [f"{each.name} is {_measured(each)}, required {each.required}"
                   for each in report.requirements if not each.passed]  # fmt: skip
         raise RequirementsMissed(f"requirements missed: {'; '.join(missed)}", result=result)
     return result
 
 
-def _short(number: float | None) -> str:
-    return "unknown" if number is None else f"{number:.4g}"
+def _measured(result: RequirementResult) -> str:
+    return result.note or "unknown" if result.measured is None else f"{result.measured:.4g}"
 
 
 def _id(prefix: str, given: str | Path) -> str | None:
