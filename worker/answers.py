@@ -7,17 +7,21 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from core.errors import BillhookError, Fault
+from core.events import STAGES
 from core.report import Report
+from worker.lines import EventLine, deeper_than
 
 REQUIRED_OUTPUTS = ("pruned.onnx", "report.json", "report.md", "plan.json", "weights.safetensors")
 MAX_REPORT_BYTES = 64 * 2**20
+MAX_DEPTH = 64
+MAX_FAULTS = 100
 _FLOATS = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
 
@@ -40,7 +44,10 @@ def checked_report(files: Mapping[str, Path]) -> Report:
     if files["report.json"].stat().st_size > MAX_REPORT_BYTES:
         raise OutputRefused(f"the job's report is larger than {MAX_REPORT_BYTES} bytes")
     try:
-        return Report.model_validate(json.loads(files["report.json"].read_bytes(), object_hook=_float_again))
+        document = json.loads(files["report.json"].read_bytes(), object_hook=_float_again)
+        if deeper_than(document, MAX_DEPTH):
+            raise OutputRefused(f"the job's report.json is nested more than {MAX_DEPTH} deep")
+        return Report.model_validate(document)
     except ValidationError as error:
         raise OutputRefused(
             "the job's report.json is not a report", faults=_faults(error, "/out/report.json")
@@ -57,6 +64,65 @@ def short_results(report: Report) -> dict[str, Any]:
         "target_met": report.target_met,
         "requirements_met": report.requirements_met,
     }
+
+
+def split_progress(events: Sequence[EventLine]) -> tuple[list[EventLine], dict[str, Any] | None]:
+    """The events for the log, and what the last `progress` among them says: it is a column of the job, not history."""
+    logged = [event for event in events if event[0] != "progress"]
+    bodies = [body for name, body in events if name == "progress"]
+    if not bodies:
+        return logged, None
+    stage = bodies[-1].get("stage")
+    return logged, {
+        "stage": stage if stage in STAGES else None,
+        "progress": _number(bodies[-1].get("fraction")),
+        "eta_seconds": _number(bodies[-1].get("eta_seconds")),
+    }
+
+
+def _number(value: Any) -> float | None:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return None
+    try:
+        return float(value)
+    except OverflowError:  # an integer of more digits than any float has
+        return None
+
+
+def last_stage(events: Sequence[EventLine]) -> str | None:
+    """The stage that the events belong to: the first part of their names."""
+    named = [stage for name, _ in events if (stage := name.partition("/")[0]) in STAGES]
+    return named[-1] if named else None
+
+
+def error_body(body: Mapping[str, Any]) -> dict[str, Any]:
+    """A child's error as {code, message, faults}, whatever else it put there left out."""
+    faults = body.get("faults")
+    return {
+        "code": _text(body.get("code"), 100) or "internal_error",
+        "message": _text(body.get("message"), 10_000) or "the job failed and did not say why",
+        "faults": [_fault(fault) for fault in faults if _is_fault(fault)][:MAX_FAULTS]
+        if isinstance(faults, list)
+        else [],
+    }
+
+
+def _is_fault(fault: Any) -> bool:
+    return isinstance(fault, dict) and isinstance(fault.get("pointer"), str) and isinstance(fault.get("message"), str)
+
+
+def _fault(fault: Mapping[str, Any]) -> dict[str, str | None]:
+    return Fault(fault["pointer"][:1_000], fault["message"][:2_000], _text(fault.get("expected"), 2_000)).as_dict()
+
+
+def _text(value: Any, length: int) -> str | None:
+    return value[:length] if isinstance(value, str) else None
+
+
+def unexpected(error: Exception) -> dict[str, Any]:
+    """The error of a job that met a defect of ours: what it was, and nothing of what it says."""
+    message = f"an unexpected {type(error).__name__} in the worker ended the job; its log has the details"
+    return {"code": "internal_error", "message": message, "faults": []}
 
 
 def _float_again(document: dict[str, Any]) -> Any:

@@ -21,7 +21,6 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from core.errors import BillhookError
-from core.events import STAGES
 from core.job import DatasetInput, JobInputs, ModelInput
 from core.recipe import Recipe, Requirements
 from store import jobs, leases
@@ -30,12 +29,13 @@ from store.database import reading, transaction
 from store.errors import LeaseLost, StorageUnavailable
 from store.leases import Lease
 from store.records import Artifact, Attempt, Dataset, Job, Model, TerminalState
-from worker.answers import checked_report, short_results
+from worker.answers import checked_report, error_body, last_stage, short_results, split_progress, unexpected
 from worker.context import Context
 from worker.environment import environment
 from worker.guard import Order
 from worker.heart import Heart, Held
-from worker.supervisor import Ended, EventLine, supervise
+from worker.lines import EventLine
+from worker.supervisor import Ended, supervise
 from worker.workdir import CHECKPOINT_NAME, held_checkpoint, held_outputs, work_directory
 
 RETRY_SECONDS = 1.0
@@ -132,6 +132,12 @@ class RunningAttempt:
                     self._died(error.as_dict(), (), "")
             except BillhookError as error:  # an input that is gone or damaged, or something unfit in state/ or out/
                 self.fail(error.as_dict())
+            except OperationalError as error:  # nothing can be written, nor said: the lease runs out
+                log.warning("the database is away; the attempt is given up", job=self._lease.job_id,
+                            error=type(error).__name__)  # fmt: skip
+            except Exception as error:  # a defect of ours: better a failed job than one that runs for ever
+                log.exception("attempt failed", job=self._lease.job_id, attempt=self._lease.number)
+                self.fail(unexpected(error))
 
     def fail(self, error: Mapping[str, Any], events: Sequence[EventLine] = (), output_tail: str | None = None) -> None:
         """Close the job as failed, for good. Raises `LeaseLost`."""
@@ -329,37 +335,3 @@ def _fetch(context: Context, sha256: str, path: Path) -> Path:
     context.storage.get_file(sha256, path)
     path.chmod(0o444)
     return path
-
-
-def split_progress(events: Sequence[EventLine]) -> tuple[list[EventLine], dict[str, Any] | None]:
-    """The events for the log, and what the last `progress` among them says: it is a column of the job, not history."""
-    logged = [event for event in events if event[0] != "progress"]
-    bodies = [body for name, body in events if name == "progress"]
-    if not bodies:
-        return logged, None
-    stage = bodies[-1].get("stage")
-    return logged, {
-        "stage": stage if stage in STAGES else None,
-        "progress": _number(bodies[-1].get("fraction")),
-        "eta_seconds": _number(bodies[-1].get("eta_seconds")),
-    }
-
-
-def _number(value: Any) -> float | None:
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
-
-
-def last_stage(events: Sequence[EventLine]) -> str | None:
-    """The stage that the events belong to: the first part of their names."""
-    named = [stage for name, _ in events if (stage := name.partition("/")[0]) in STAGES]
-    return named[-1] if named else None
-
-
-def error_body(body: Mapping[str, Any]) -> dict[str, Any]:
-    """A child's error as {code, message, faults}, whatever else it put there left out."""
-    faults = body.get("faults")
-    return {
-        "code": str(body.get("code", "internal_error"))[:100],
-        "message": str(body.get("message", "the job failed and did not say why"))[:10_000],
-        "faults": faults if isinstance(faults, list) else [],
-    }

@@ -44,7 +44,7 @@ class LimitReached(BillhookError):
 
 @dataclass(frozen=True)
 class Limits:
-    """What a child may use. Times in seconds; `line_bytes`, `lines` and `pipe_bytes` bound what it says on the pipe.
+    """What a child may use. Times in seconds; `line_…`, `lines` and `pipe_bytes` bound what it says on the pipe.
 
     `files` counts folders too; `depth` is how deep they may lie in each other.
     """
@@ -56,7 +56,9 @@ class Limits:
     depth: int = 64
     open_files: int = 1_024
     grace_seconds: float = 5.0
-    line_bytes: int = 8 * 2**20
+    line_bytes: int = 8 * 2**20  # a dataset's summary names each of up to 100,000 classes four times
+    line_values: int = 500_000
+    line_depth: int = 64
     lines: int = 1_000_000
     pipe_bytes: int = 2**30
 

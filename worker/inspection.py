@@ -15,10 +15,12 @@ from store.database import reading, transaction
 from store.errors import ArtifactCorrupt, ArtifactMissing, LeaseLost, StorageUnavailable
 from store.records import Dataset, Model
 from store.uploads import Check
-from worker.attempt import error_body, fetch_dataset, fetch_model
+from worker.answers import error_body
+from worker.attempt import fetch_dataset, fetch_model
 from worker.context import Context
 from worker.heart import Heart, Held
-from worker.supervisor import Ended, EventLine, supervise
+from worker.lines import EventLine
+from worker.supervisor import Ended, supervise
 from worker.workdir import work_directory
 
 log = structlog.get_logger("billhook.worker")

@@ -5,7 +5,6 @@ What the sandbox is, and what it does not stop, is said in `worker.child`. Linux
 
 from __future__ import annotations
 
-import json
 import os
 import selectors
 import signal
@@ -19,14 +18,15 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 from worker.guard import Guard, Limits, Order
+from worker.lines import EventLine, Lines
 
 CHILD = (sys.executable, "-m", "worker.child")
 PASSED_ON = ("PATH", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 BATCH_LINES = 200
 BATCH_SECONDS = 0.25
 TAIL_BYTES = 8_192
+PIPE_BYTES = 2**20  # the most that Linux lets a process have in a pipe
 
-EventLine = tuple[str, Mapping[str, Any]]  # name, body
 Store = Callable[[Sequence[EventLine]], None]
 Verdict = Literal["result", "error", "died", "cancelled", "stopped", "lost"]
 
@@ -43,52 +43,6 @@ class Ended:
     rest: Sequence[EventLine]
     output_tail: str
     peak_memory_bytes: int
-
-
-class Lines:
-    """The child's lines, out of the bytes of the pipe. Bounded: a child that says too much reaches `output_limit`."""
-
-    def __init__(self, limits: Limits) -> None:
-        self.last: EventLine | None = None  # `result` or `error`
-        self.fault: str | None = None
-        self._limits = limits
-        self._buffer = b""
-        self._lines = 0
-        self._bytes = 0
-
-    def feed(self, data: bytes) -> list[EventLine]:
-        """The events that `data` completes. Nothing is taken after the last line, or after a fault."""
-        self._bytes += len(data)
-        *complete, rest = (self._buffer + data).split(b"\n")
-        self._buffer = rest
-        events: list[EventLine] = []
-        for line in complete:
-            if self.last is not None or self.fault is not None:
-                return events
-            if len(line) > self._limits.line_bytes:
-                self.fault = f"an event is longer than {self._limits.line_bytes} bytes"
-            else:
-                self._take(line, events)
-        if len(rest) > self._limits.line_bytes:
-            self.fault = f"an event is longer than {self._limits.line_bytes} bytes"
-        if self._lines > self._limits.lines or self._bytes > self._limits.pipe_bytes:
-            self.fault = f"more than {self._limits.lines} events or {self._limits.pipe_bytes} bytes of them"
-        return events
-
-    def _take(self, line: bytes, events: list[EventLine]) -> None:
-        self._lines += 1
-        try:
-            document = json.loads(line)
-            name, body = document["name"], document["body"]
-            if not isinstance(name, str) or not isinstance(body, dict):
-                raise TypeError("name is a string and body an object")
-        except (ValueError, TypeError, KeyError, RecursionError) as error:
-            self.fault = f"a line is not an event: {type(error).__name__}"
-            return
-        if name in ("result", "error"):
-            self.last = name, body
-        else:
-            events.append((name, body))
 
 
 def supervise(
@@ -145,6 +99,7 @@ def _listen(reading: int, child: subprocess.Popen[bytes], guard: Guard, lines: L
     with selectors.DefaultSelector() as selector:
         selector.register(reading, selectors.EVENT_READ)
         listening = True
+        left = PIPE_BYTES  # of what is read after its end: others may hold the pipe, and say more than we can read
         while True:
             over = _over(child)  # asked before reading: what it said before its end is in the pipe by then
             data = _read(reading) if over or selector.select(0.05) else None
@@ -159,8 +114,10 @@ def _listen(reading: int, child: subprocess.Popen[bytes], guard: Guard, lines: L
             elif data == b"" and listening and not over:  # closed its end, and lives on
                 selector.unregister(reading)
                 listening = False
-            if over and not data:
-                return batch
+            if over:
+                left -= len(data or b"")
+                if not data or left <= 0 or lines.fault is not None:
+                    return batch
             urgent = any(name == "checkpoint" for name, _ in batch)
             if batch and not guard.lost and (urgent or len(batch) >= BATCH_LINES or time.monotonic() >= due):
                 store(batch)
@@ -172,7 +129,7 @@ def _listen(reading: int, child: subprocess.Popen[bytes], guard: Guard, lines: L
 def _read(descriptor: int) -> bytes | None:
     """Up to 1 MiB; b"" at the end of the pipe; None if there is nothing now."""
     try:
-        return os.read(descriptor, 2**20)
+        return os.read(descriptor, PIPE_BYTES)
     except BlockingIOError:
         return None
 

@@ -167,6 +167,18 @@ def litter(workdir: Path, emit: Emit, plan: dict[str, Any]) -> dict[str, Any]:
     return {}
 
 
+def flood(workdir: Path, emit: Emit, plan: dict[str, Any]) -> dict[str, Any]:
+    """A descendant that no signal to the group reaches goes on talking, for eight seconds."""
+    if os.fork() == 0:
+        os.setsid()
+        until = time.monotonic() + 8
+        while time.monotonic() < until:
+            emit("import/tick")
+        os._exit(0)
+    time.sleep(0.3)
+    os._exit(0)
+
+
 def announce_nothing(workdir: Path, emit: Emit, plan: dict[str, Any]) -> dict[str, Any]:
     emit("checkpoint", file=plan["file"], number=1)
     time.sleep(5)
@@ -176,7 +188,7 @@ def announce_nothing(workdir: Path, emit: Emit, plan: dict[str, Any]) -> dict[st
 PLANS = {
     function.__name__: function
     for function in (train, refuse, crash, eat_memory, fill_disk, write_large_file, hang, die, look_round, babble,
-                     leave, announce_nothing, nest, litter)
+                     leave, announce_nothing, nest, litter, flood)
 }  # fmt: skip
 
 

@@ -17,8 +17,8 @@ import pytest
 
 from store.settings import Settings
 from worker.__main__ import main, queues_for
+from worker.answers import error_body, split_progress
 from worker.app import EXPIRES_SECONDS, TASKS, make_app, queue_named, ringer
-from worker.attempt import error_body, split_progress
 from worker.context import Context, make_context
 
 
@@ -201,3 +201,9 @@ def test_what_a_child_says_of_its_progress_is_not_trusted() -> None:
     assert error_body({"path": "/etc"}) == {
         "code": "internal_error", "message": "the job failed and did not say why", "faults": [],
     }  # fmt: skip
+    fault = {"pointer": "/model", "message": "m" * 5_000, "expected": None, "path": "/etc"}
+    faults = error_body(
+        {"code": 1, "message": "wrong", "faults": [1, {}, {"pointer": 1, "message": ""}, *[fault] * 200]}
+    )
+    assert (faults["code"], len(faults["faults"])) == ("internal_error", 100)
+    assert faults["faults"][0] == {"pointer": "/model", "message": "m" * 2_000, "expected": None}

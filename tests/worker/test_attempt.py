@@ -151,6 +151,28 @@ def test_what_a_job_did_not_leave_is_named(house: House) -> None:
     assert [(fault["pointer"], fault["message"]) for fault in error["faults"]] == [("/out/plan.json", "is missing")]
 
 
+def test_a_number_that_no_float_holds_is_no_progress(house: House) -> None:
+    say = '{"name":"progress","body":{"stage":"prune","fraction":1' + "0" * 400 + "}}\n"
+    job_id = house.job(do="babble", say=say + '{"name":"error","body":{"code":"x","message":"y","faults":["z"]}}\n')
+    run_job(house.context, job_id)
+    job = house.read(job_id)
+    assert (job.state, job.stage, job.progress) == ("failed", "prune", 0.0)
+    assert job.error == {"code": "x", "message": "y", "faults": []}
+
+
+def test_a_defect_of_ours_fails_the_job(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("a secret path")
+
+    monkeypatch.setattr("worker.attempt.supervise", broken)
+    job_id = house.job(do="train", epochs=0)
+    run_job(house.context, job_id)
+    job = house.read(job_id)
+    assert job.error is not None
+    assert (job.state, job.error["code"]) == ("failed", "internal_error")
+    assert "secret" not in job.error["message"]
+
+
 def test_the_time_limit_counts_running_only(house: House) -> None:
     job_id = house.job(do="hang", run_seconds_limit=1)
     time.sleep(1.2)  # in the queue

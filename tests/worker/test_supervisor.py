@@ -17,7 +17,8 @@ import pytest
 from tests.worker.fake_child import nest_folders
 from tests.worker.house import FAKE_CHILD, wait_for
 from worker.guard import Limits, Order, folder_use, session_memory_bytes
-from worker.supervisor import Ended, EventLine, Lines, clean_environment, death, supervise
+from worker.lines import EventLine, Lines
+from worker.supervisor import Ended, clean_environment, death, supervise
 
 LIMITS = Limits(run_seconds=30, memory_bytes=2**30, disk_bytes=2**26, grace_seconds=0.5)
 
@@ -135,11 +136,16 @@ def test_events_come_in_order_and_the_result_last(tmp_path: Path) -> None:
         ({"say": '{"name": 1, "body": {}}\n'}, "not an event"),
         ({"say": '{"name": "a"}\n'}, "not an event"),
         ({"say": "x" * 1_000, "times": 3}, "longer than 2000 bytes"),
-        ({"say": '{"name": "a", "body": {}}\n', "times": 60}, "more than 50 events"),
+        ({"say": '{"name": "prune/a", "body": {}}\n', "times": 60}, "more than 50 events"),
+        ({"say": '{"name": "state", "body": {"state": "succeeded"}}\n'}, "begins with a stage"),
+        ({"say": '{"name": "attempt/died", "body": {}}\n'}, "begins with a stage"),
+        ({"say": '{"name": "prune/a", "body": {"a": ' + "[" * 70 + "]" * 70 + "}}\n"}, "more than 64 deep"),
+        ({"say": '{"name": "prune/a", "body": {"a": ' + "[" * 250 + "]" * 250 + "}}\n"}, "more than 64 deep"),
+        ({"say": '{"name": "prune/a", "body": {"a": [' + "{}," * 200 + "{}]}}\n"}, "more than 300 values"),
     ],
 )
 def test_what_is_not_an_event_ends_the_child(tmp_path: Path, plan: dict[str, object], match: str) -> None:
-    limits = Limits(run_seconds=30, memory_bytes=2**30, disk_bytes=2**26, line_bytes=2_000, lines=50)
+    limits = Limits(run_seconds=30, memory_bytes=2**30, disk_bytes=2**26, line_bytes=2_000, lines=50, line_values=300)
     began = time.monotonic()
     ended = Run(tmp_path, do="babble", **plan)(limits)
     assert ended.body["code"] == "output_limit"
@@ -149,11 +155,14 @@ def test_what_is_not_an_event_ends_the_child(tmp_path: Path, plan: dict[str, obj
 
 def test_lines_arrive_in_any_pieces() -> None:
     lines = Lines(LIMITS)
-    text = b"".join(b'{"name":"a/%d","body":{"n":%d}}\n' % (n, n) for n in range(50)) + b'{"name":"result","body":{}}\n'
+    text = (
+        b"".join(b'{"name":"prune/%d","body":{"n":%d}}\n' % (n, n) for n in range(50))
+        + b'{"name":"result","body":{}}\n'
+    )
     events = [event for byte in text for event in lines.feed(bytes([byte]))]
-    assert events == [(f"a/{n}", {"n": n}) for n in range(50)]
+    assert events == [(f"prune/{n}", {"n": n}) for n in range(50)]
     assert lines.last == ("result", {})
-    assert lines.feed(b'{"name":"after","body":{}}\n') == []
+    assert lines.feed(b'{"name":"prune/after","body":{}}\n') == []
 
 
 @pytest.mark.parametrize("what", ["a link", "a pipe", "nothing"])
@@ -163,6 +172,20 @@ def test_what_lies_in_place_of_a_log_is_not_read(tmp_path: Path, what: str) -> N
     (tmp_path / "work").mkdir()
     ended = Run(tmp_path / "work", **plan)()
     assert (ended.verdict, ended.output_tail) == ("result", "")
+
+
+def test_scores_of_a_very_wide_network_are_one_event() -> None:
+    line = json.dumps({"name": "prune/step/0/select", "body": {"scores": {"conv": [0.12345678901234567] * 200_000}}})
+    lines = Lines(LIMITS)
+    assert len(lines.feed(line.encode() + b"\n")) == 1
+    assert lines.fault is None
+
+
+def test_a_descendant_that_left_the_session_cannot_hold_the_pipe(tmp_path: Path) -> None:
+    began = time.monotonic()
+    ended = Run(tmp_path, do="flood")()
+    assert ended.verdict == "died"
+    assert time.monotonic() - began < 4
 
 
 def test_how_a_child_died() -> None:
