@@ -12,7 +12,6 @@ from store import leases
 from store.columns import now_utc
 from store.database import transaction
 from store.reaper import reap
-from store.reaper import reap
 from tests.worker.house import House, wait_for
 from worker.loops import Loop, relay
 
