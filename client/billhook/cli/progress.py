@@ -16,7 +16,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn
 from billhook.cli.tables import duration, percent
 from billhook.results import Event, Job
 
-_EPOCH = re.compile(r"/epoch/\d+$")
+_EPOCH = re.compile(r"(.+)/epoch/\d+")
 LINE_SECONDS = 15.0
 
 
@@ -25,7 +25,8 @@ class ProgressDisplay:
 
     def __init__(self, console: Console, *, quiet: bool = False) -> None:
         self._console = console
-        self._accuracy = ""
+        self._training, self._best, self._accuracy = "", 0.0, ""
+        self._fraction: float | None = None
         self._last_line: tuple[str, float] = ("", 0.0)
         self._quiet = quiet
         self._bar: Progress | None = None
@@ -49,15 +50,33 @@ class ProgressDisplay:
         if self._bar is not None:
             self._bar.stop()
 
+    def show_upload(self, kind: str, name: str, fraction: float | None = None) -> None:
+        """`kind` (model, dataset) and `name` of what the server is to have; `fraction` (0-1) is sent so far.
+
+        Before and after it is sent, if it is sent at all, it is checked: here by its hash, there by what it holds.
+        """
+        sending = fraction is not None and fraction < 1
+        self.show(f"{'uploading' if sending else 'checking'} {kind} {name}", fraction if sending else None)
+
     def show_job(self, job: Job, events: Iterable[Event] = ()) -> None:
-        """The job's state or stage, its fraction and ETA, and the accuracy of its latest epoch."""
+        """The job's state or stage, its fraction and ETA, and the accuracy of its latest epoch.
+
+        The fraction never falls, even where another worker takes a job over and goes back to the last checkpoint.
+        """
         for event in events:
-            accuracy = event.body.get("validation_accuracy")
-            if _EPOCH.search(event.name) and isinstance(accuracy, (int, float)):
-                self._accuracy = f"epoch {event.body.get('epoch', '?')}, validation accuracy {accuracy:.2%}"
+            epoch, accuracy = _EPOCH.fullmatch(event.name), event.body.get("validation_accuracy")
+            if epoch is None or not isinstance(accuracy, (int, float)):
+                continue
+            self._best = max(accuracy, self._best) if epoch[1] == self._training else accuracy
+            self._training = epoch[1]
+            self._accuracy = f"last epoch {event.body.get('epoch', '?')}, validation accuracy {accuracy:.2%}"
+            if self._best > accuracy:
+                self._accuracy += f", best so far {self._best:.2%}"
         what = (job.stage or job.state) if job.state == "running" else job.state
         eta = f"{duration(job.eta_seconds)} left" if job.eta_seconds is not None and not job.over else ""
-        self.show(what, job.progress, ", ".join(part for part in (eta, self._accuracy) if part))
+        if job.progress is not None:
+            self._fraction = max(job.progress, self._fraction or 0.0)
+        self.show(what, self._fraction, ", ".join(part for part in (eta, self._accuracy) if part))
 
     def show(self, what: str, fraction: float | None, details: str = "") -> None:
         """One state of things. `fraction` is 0-1, None where it is not known."""

@@ -110,7 +110,7 @@ def prune(
                     more["job"] = progress.job.raw
                 if progress.phase in ("cancelled", "not cancelled"):
                     more["cancelled"] = progress.phase == "cancelled"
-                _tell(session, display, progress)
+                _tell(session, display, progress, {"upload model": model, "upload dataset": data})
 
             result = session.client.prune(
                 model, data, recipe_argument(recipe), output,
@@ -129,13 +129,16 @@ def prune(
     if report is not None:
         _write_report(session, result, report)
     if missed is not None:
-        session.note(f"missed: {missed.message}")
+        session.note(missed.message)
         return MISSED
     return OK
 
 
-def _tell(session: Session, display: ProgressDisplay, progress: Progress) -> None:
+def _tell(session: Session, display: ProgressDisplay, progress: Progress, sources: dict[str, str]) -> None:
     match progress.phase:
+        case "upload model" | "upload dataset":
+            kind = progress.phase.removeprefix("upload ")
+            display.show_upload(kind, sources[progress.phase], progress.fraction)
         case "run" if progress.job is not None:
             display.show_job(progress.job, progress.events)
         case "cancelling":
@@ -143,7 +146,7 @@ def _tell(session: Session, display: ProgressDisplay, progress: Progress) -> Non
         case "cancelled" | "not cancelled":
             session.note(how_left(progress))
         case phase:
-            display.show({"upload model": "model", "upload dataset": "dataset"}.get(phase, phase), progress.fraction)
+            display.show(phase, progress.fraction)
 
 
 def _document(result: Pruned, missed: RequirementsMissed | None) -> dict[str, Any]:

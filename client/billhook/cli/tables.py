@@ -83,6 +83,16 @@ def recipes(items: Iterable[RecipeInfo]) -> Table:
     return table
 
 
+FIRST = ("id", "name", "filename", "uri", "state", "stage", "progress", "eta_seconds", "error", "refusal", "results")
+"""Of a record, what somebody looks for."""
+
+
+def record(document: Mapping[str, Any], *, without: Sequence[str] = ()) -> Text:
+    """A model, a dataset or a job: as `fields`, what one looks for first, and not the fields `without`."""
+    names = [name for name in FIRST if name in document] + [name for name in document if name not in FIRST]
+    return fields({name: document[name] for name in names if name not in without})
+
+
 def fields(document: Mapping[str, Any]) -> Text:
     """Names and values, nested ones indented. Empty ones are left out."""
     return Text("\n".join(_lines(document)))
@@ -100,10 +110,15 @@ def _lines(value: Any) -> list[str]:
         return lines
     if isinstance(value, Sequence) and not isinstance(value, str):
         if all(not isinstance(item, (Mapping, list)) for item in value):
-            return [", ".join(str(item) for item in value)] if value else []
+            return [", ".join(_scalar(item) for item in value)] if value else []
         items = [_lines(item) for item in value]
         return [f"{'- ' if first else '  '}{line}" for item in items for first, line in _marked(item)]
-    return [] if value is None else str(value).splitlines()
+    return [] if value is None else _scalar(value).splitlines()
+
+
+def _scalar(value: Any) -> str:
+    """As YAML and JSON write it."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _marked(lines: list[str]) -> list[tuple[bool, str]]:

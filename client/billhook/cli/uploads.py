@@ -16,7 +16,7 @@ Limit = Annotated[int, typer.Option("--limit", metavar="N", min=1, help="At most
 Timeout = Annotated[float | None, typer.Option(
     "--timeout", metavar="SECONDS", min=0, help="Give up when it takes longer.")]  # fmt: skip
 
-models = typer.Typer(name="models", no_args_is_help=True, help="Upload models; list, show and delete them.")
+models = typer.Typer(name="models", no_args_is_help=True, help="Add models; list, show and delete them.")
 datasets = typer.Typer(name="datasets", no_args_is_help=True, help="Add datasets; list, show and delete them.")
 
 
@@ -31,34 +31,34 @@ def list_models(session: Session, limit: Limit = 50) -> None:
 def show_model(session: Session, model: Annotated[str, typer.Argument(metavar="MODEL_ID")]) -> None:
     """Show a model: its inputs and outputs, its size, and why it was refused if it was."""
     found = session.client.get_model(model)
-    session.show(found.raw, lambda: tables.fields(found.raw))
+    session.show(found.raw, lambda: tables.record(found.raw))
 
 
-@command(models, "upload")
-def upload_model(
+@command(models, "add")
+def add_model(
     session: Session,
     file: Annotated[Path, typer.Argument(metavar="FILE", help="An ONNX or safetensors file.")],
     architecture: Annotated[str | None, typer.Option(metavar="NAME", help="For safetensors, e.g. resnet20.")] = None,
     input_shape: Annotated[str | None, typer.Option(metavar="C,H,W", help="For safetensors, e.g. 3,32,32.")] = None,
     timeout: Timeout = None,
 ) -> None:
-    """Upload a model and wait until the server has checked it.
+    """Add a model and wait until the server has checked it.
 
     A file that the server has is not sent again.
 
     \b
     Examples:
-      billhook models upload model.onnx
-      billhook models upload weights.safetensors \\
+      billhook models add model.onnx
+      billhook models add weights.safetensors \\
           --architecture resnet20 --input-shape 3,32,32
     """
     with ProgressDisplay(session.err) as display:
-        display.show("model", None)
+        display.show_upload("model", str(file))
         model = session.client.upload_model(
             file, architecture=architecture, input_shape=shape_argument(input_shape), timeout=timeout,
-            on_bytes=lambda sent, total: display.show("model", sent / max(total, 1)),
+            on_bytes=lambda sent, total: display.show_upload("model", str(file), sent / max(total, 1)),
         )  # fmt: skip
-    session.show(model.raw, lambda: tables.fields(model.raw))
+    session.show(model.raw, lambda: tables.record(model.raw))
 
 
 @command(models, "delete")
@@ -79,7 +79,7 @@ def list_datasets(session: Session, limit: Limit = 50) -> None:
 def show_dataset(session: Session, dataset: Annotated[str, typer.Argument(metavar="DATASET_ID")]) -> None:
     """Show a dataset: its images per split and class, its options, and why it was refused if it was."""
     found = session.client.get_dataset(dataset)
-    session.show(found.raw, lambda: tables.fields(found.raw))
+    session.show(found.raw, lambda: tables.record(found.raw))
 
 
 @command(datasets, "add")
@@ -109,13 +109,13 @@ def add_dataset(
       billhook datasets add images.zip --preprocess preprocess.yaml
     """
     with ProgressDisplay(session.err) as display:
-        display.show("dataset", None)
+        display.show_upload("dataset", source)
         dataset = session.client.add_dataset(
             source, preprocess=document_argument("--preprocess", preprocess),
             splits=document_argument("--splits", splits), timeout=timeout,
-            on_bytes=lambda sent, total: display.show("dataset", sent / max(total, 1)),
+            on_bytes=lambda sent, total: display.show_upload("dataset", source, sent / max(total, 1)),
         )  # fmt: skip
-    session.show(dataset.raw, lambda: tables.fields(dataset.raw))
+    session.show(dataset.raw, lambda: tables.record(dataset.raw))
 
 
 @command(datasets, "delete")
