@@ -15,7 +15,7 @@ from billhook.cli.app import app, main
 from billhook.operations import jobs, uploads
 from tests.client.fake_server import KEY, PRUNED, FakeServer, report
 
-BILLHOOK = ["prune", "report", "download", "up", "models list", "models show", "models upload", "models delete",
+BILLHOOK = ["prune", "report", "download", "up", "models list", "models show", "models add", "models delete",
             "datasets list", "datasets show", "datasets add", "datasets delete", "recipes list", "recipes show",
             "recipes schema", "jobs list", "jobs show", "jobs watch", "jobs cancel", "jobs events"]  # fmt: skip
 
@@ -82,7 +82,13 @@ def test_prune_prints_before_and_after(run: Command, model_file: Path, tmp_path:
     assert ["latency, cpu, batch 1, 1 thread(s), p50", "0.500 ms", "0.250 ms", "× 0.500"] in rows
     assert "met     latency_ratio: 0.5, required <= 0.6" in out
     assert "warning: the validation split is small" in out
-    for told in ("model", "dataset", "fine_tune, 75 %, 0:10 left, epoch", "download", "out.onnx: 1.0 MiB, sha256"):
+    for told in (
+        f"checking model {model_file}\n",
+        "checking dataset builtin:digits\n",
+        "fine_tune, 75 %, 0:10 left, last epoch",
+        "download",
+        "out.onnx: 1.0 MiB, sha256",
+    ):
         assert told in err
 
 
@@ -122,7 +128,7 @@ def test_requirements_missed_is_3_and_the_file_is_there(
     code, out, err = run(*prune(model_file, "--report", "report.md"))
     assert code == 3
     assert "MISSED  latency_ratio: 0.7, required <= 0.6" in out
-    assert "missed: requirements missed: latency_ratio is 0.7, required <= 0.6" in err
+    assert "\nrequirements missed: latency_ratio is 0.7, required <= 0.6\n" in err
     assert (tmp_path / "report.md").read_text() == "| a | b |\n"
     (tmp_path / "out.onnx").unlink()
     ran = run(*prune(model_file, "--json"))
@@ -300,8 +306,8 @@ def test_a_fault_of_our_own_is_no_traceback(run: Command, monkeypatch: pytest.Mo
 
 
 def test_models(run: Command, fake: FakeServer, model_file: Path) -> None:
-    uploaded = run("models", "upload", model_file, "--json").document
-    assert run("models", "upload", model_file, "--json").document == uploaded
+    uploaded = run("models", "add", model_file, "--json").document
+    assert run("models", "add", model_file, "--json").document == uploaded
     assert fake.count("POST /v1/models") == 1
     assert uploaded["id"] in run("models", "list").out
     assert [model["id"] for model in run("models", "list", "--json").document] == [uploaded["id"]]
@@ -364,7 +370,7 @@ def test_jobs(run: Command, fake: FakeServer, job_id: str) -> None:
 def test_watching_exits_as_prune_would(run: Command, fake: FakeServer, job_id: str) -> None:
     code, out, err = run("jobs", "watch", job_id)
     assert (code, out) == (0, f"{job_id} succeeded; see: billhook report {job_id}\n")
-    assert "fine_tune, 75 %, 0:10 left, epoch 2, validation accuracy 90.00%" in err
+    assert "fine_tune, 75 %, 0:10 left, last epoch 2, validation accuracy 90.00%" in err
     fake.jobs[job_id]["results"] = {"requirements_met": False}
     assert run("jobs", "watch", job_id).code == 3
 
@@ -376,9 +382,57 @@ def test_report(run: Command, fake: FakeServer, job_id: str) -> None:
     run("jobs", "watch", job_id)
     assert "× 0.440" in run("report", job_id).out
     assert run("report", job_id, "--format", "markdown").out == "| a | b |\n"
-    assert run("report", job_id, "--format", "json").document == report(met=True)
+    assert run("report", job_id, "--json").document == report(met=True)
     fake.requirements_met = False
     assert run("report", job_id).code == 3
+
+
+@pytest.mark.parametrize("more", [[], ["--json"]], ids=["text", "json"])
+def test_the_report_of_a_failed_job_says_why_there_is_none(
+    run: Command, fake: FakeServer, job_id: str, more: list[str]
+) -> None:
+    fault = {"pointer": "/preprocess/size", "message": "the model takes 32x32", "expected": "[32, 32]"}
+    error = {"code": "dataset_mismatch", "message": "it does not fit", "faults": [fault]}
+    fake.jobs[job_id].update(state="failed", error=error)
+    ran = run("report", job_id, *more)
+    assert ran.code == 1
+    assert f"error: {job_id} failed: it does not fit\n  /preprocess/size: the model takes 32x32" in ran.err
+    if more:
+        assert ran.document["error"]["code"] == "dataset_mismatch"
+        assert ran.document["job"]["id"] == job_id
+
+
+def test_a_job_shows_first_what_became_of_it(run: Command, fake: FakeServer, job_id: str) -> None:
+    error = {"code": "x", "message": "it does not fit", "faults": []}
+    fake.jobs[job_id].update(recipe={"restore_best": True, "steps": [{"method": "m"}]}, tags=["t"])
+    fake.jobs[job_id].update(state="failed", stage="baseline", progress=0.5, error=error, results={"met": False})
+    lines = run("jobs", "show", job_id).out.splitlines()
+    assert lines[:8] == [
+        f"id: {job_id}", "state: failed", "stage: baseline", "progress: 0.5", "error:", "  code: x",
+        "  message: it does not fit", "results:",
+    ]  # fmt: skip
+    assert lines[8] == "  met: false"
+    assert "tags: t" in lines
+    assert not any("restore_best" in line for line in lines)
+    assert "  restore_best: true" in run("jobs", "show", job_id, "--recipe").out.splitlines()
+    assert run("jobs", "show", job_id, "--json").document["recipe"]["restore_best"] is True
+
+
+def test_a_model_shows_first_whether_it_was_taken(run: Command, fake: FakeServer, model_file: Path) -> None:
+    fake.refusal = {"code": "operator_unknown", "message": "an operator is unknown", "faults": []}
+    assert run("models", "add", model_file).code == 2
+    (model,) = fake.models
+    lines = run("models", "show", model).out.splitlines()
+    assert lines[:4] == [f"id: {model}", "filename: model.onnx", "state: refused", "refusal:"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "help"),
+    [("prune m.onnx", "billhook prune"), ("jobs frobnicate", "billhook jobs"), ("models list --bogus",
+     "billhook models list"), ("frobnicate", "billhook")],
+)  # fmt: skip
+def test_bad_usage_names_the_help_that_helps(run: Command, arguments: str, help: str) -> None:
+    assert run(*arguments.split()).err.endswith(f"\ntry: {help} --help\n")
 
 
 def test_download(run: Command, fake: FakeServer, job_id: str, tmp_path: Path) -> None:

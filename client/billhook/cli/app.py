@@ -86,7 +86,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _, _, key = " ".join(given).replace("=", " ").partition("--key ")
         session = Session(None, key.partition(" ")[0] or None, False, "--json" in given)
         session.fail(InputInvalid(error.format_message()))
-        session.note("try: billhook --help")
+        context = getattr(error, "ctx", None)
+        session.note(f"try: {context.command_path if context is not None else 'billhook'} --help")
         return BAD_USAGE
     except (KeyboardInterrupt, typer.Abort):
         return INTERRUPTED

@@ -13,6 +13,7 @@ from rich.text import Text
 from billhook.cli import tables
 from billhook.cli.progress import ProgressDisplay
 from billhook.cli.session import MISSED, OK, Session, command
+from billhook.errors import ApiError
 from billhook.results import Job
 
 JobId = Annotated[str, typer.Argument(metavar="JOB_ID")]
@@ -23,7 +24,6 @@ jobs = typer.Typer(name="jobs", no_args_is_help=True, help="List, show, watch an
 class ReportFormat(StrEnum):
     TABLE = "table"
     MARKDOWN = "markdown"
-    JSON = "json"
 
 
 @command(jobs, "list")
@@ -47,10 +47,17 @@ def list_jobs(
 
 
 @command(jobs, "show")
-def show_job(session: Session, job: JobId) -> None:
-    """Show a job: what was asked, how far it is, its attempts, its results or why it failed."""
+def show_job(
+    session: Session,
+    job: JobId,
+    recipe: Annotated[bool, typer.Option("--recipe", help="Show its recipe too, with every default.")] = False,
+) -> None:
+    """Show a job: how far it is, its results or why it failed, its attempts, what was asked for.
+
+    The recipe is left out unless asked for; with --json it is always there.
+    """
     found = session.client.get_job(job)
-    session.show(found.raw, lambda: tables.fields(found.raw))
+    session.show(found.raw, lambda: tables.record(found.raw, without=() if recipe else ("recipe",)))
 
 
 @command(jobs, "watch")
@@ -74,7 +81,7 @@ def watch_job(
     last.raise_for_state()
     session.show(last.raw, f"{last.id} succeeded; see: billhook report {last.id}")
     if not (last.results or {}).get("requirements_met", True):
-        session.note("missed: the result misses the requirements")
+        session.note(f"requirements missed; see: billhook report {last.id}")
         return MISSED
     return OK
 
@@ -109,32 +116,37 @@ def show_events(
 
 def add_to(app: typer.Typer) -> None:
     app.add_typer(jobs)
-    command(app, "report", json=False)(report)
+    command(app, "report")(report)
     command(app, "download")(download)
 
 
 def report(
     session: Session,
     job: JobId,
-    format: Annotated[ReportFormat, typer.Option(help="How to print it.")] = ReportFormat.TABLE,
+    format: Annotated[ReportFormat, typer.Option(help="How to print it for people.")] = ReportFormat.TABLE,
 ) -> int:
     """Print what a job measured: original and pruned, side by side.
 
     \b
     Examples:
       billhook report job_… --format markdown > report.md
-      billhook report job_… --format json | jq .ratios
+      billhook report job_… --json | jq .ratios
 
-    Exits with 3 where the result misses its requirements.
+    Exits with 3 where the result misses its requirements, and as `billhook
+    prune` would where the job failed or was cancelled.
     """
-    found = session.client.get_report(job)
-    match format:
-        case ReportFormat.TABLE:
-            session.out.print(tables.report(found))
-        case ReportFormat.MARKDOWN:
-            session.out.file.write(session.client.get_report_markdown(job))
-        case ReportFormat.JSON:
-            session.print_json(found.raw)
+    try:
+        found = session.client.get_report(job)
+    except ApiError as error:
+        if error.code == "job_not_succeeded":
+            session.client.get_job(job).raise_for_state()  # why there is none
+        raise
+    if session.json:
+        session.print_json(found.raw)
+    elif format is ReportFormat.MARKDOWN:
+        session.out.file.write(session.client.get_report_markdown(job))
+    else:
+        session.out.print(tables.report(found))
     return OK if found.requirements_met else MISSED
 
 

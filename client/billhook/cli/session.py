@@ -101,7 +101,7 @@ class Session:
             described = {"code": "client_fault", "message": message, "faults": []}
             if os.environ.get("BILLHOOK_DEBUG"):
                 self.note("".join(traceback.format_exception(error)))
-        self.note(f"{'missed' if isinstance(error, RequirementsMissed) else 'error'}: {described['message']}")
+        self.note(("" if isinstance(error, RequirementsMissed) else "error: ") + described["message"])
         for fault in described["faults"]:
             expected = f" (expected: {fault['expected']})" if fault["expected"] else ""
             self.note(f"  {fault['pointer'] or '/'}: {fault['message']}{expected}")
@@ -149,12 +149,11 @@ _SHARED = {"server": (ServerOption, None), "key": (KeyOption, None),
 
 
 def command(
-    app: typer.Typer, name: str, *, json: bool = True
+    app: typer.Typer, name: str
 ) -> Callable[[Callable[Concatenate[Session, P], int | None]], Callable[Concatenate[Session, P], int | None]]:
     """Make a function a command of `app`: its first argument is the `Session`, the rest are the command's own.
 
-    The function returns the exit code (None = 0); every error becomes a message and an exit code here. `json=False`
-    leaves out `--json`.
+    The function returns the exit code (None = 0); every error becomes a message and an exit code here.
     """
 
     def register(
@@ -164,7 +163,6 @@ def command(
         shared = [
             inspect.Parameter(option, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=default)
             for option, (annotation, default) in _SHARED.items()
-            if json or option != "json"
         ]
 
         def invoke(**values: Any) -> None:
