@@ -69,7 +69,9 @@ def main() -> int:
             f"| {100 * statistics.fmean(accuracies):.2f} |",
             flush=True,
         )
-    (ROOT / "docs" / "results" / "filter_norm_digits.json").write_text(json.dumps(raw, indent=1) + "\n")
+    results = ROOT / "docs" / "results"
+    results.mkdir(parents=True, exist_ok=True)
+    (results / "filter_norm_digits.json").write_text(json.dumps(raw, indent=1) + "\n")
     return 0
 
 

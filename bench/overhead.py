@@ -116,6 +116,7 @@ def main() -> int:
         server.wait(60)
         shutil.rmtree(data, ignore_errors=True)
     results = ROOT / "docs" / "results"
+    results.mkdir(parents=True, exist_ok=True)
     text = table(pairs, arguments.epochs)
     (results / "overhead.json").write_text(json.dumps({"epochs": arguments.epochs, "pairs_s": pairs}) + "\n")
     (results / "overhead.md").write_text(
