@@ -6,14 +6,27 @@ import re
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, field_validator
+import structlog
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    StringConstraints,
+    ValidationError,
+    ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    field_validator,
+)
 
-from core.job import DatasetOptions, ModelOptions, Preprocess, Splits
+from core.job import Preprocess, Splits
 from core.recipe import Items, Recipe, Requirements
 from store.records import Artifact, Attempt, Dataset, Event, Job, JobState, Model, UploadState
 
 Text = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]*$")]
 Tag = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x20\x7f,]+$", max_length=100)]
+log = structlog.get_logger()
 DEVICE = re.compile(r"auto|cpu|cuda:[0-9]{1,3}", re.ASCII)
 
 
@@ -69,6 +82,22 @@ class JobRequest(RecipeRequest):
 # --- out: uploads ----------------------------------------------------------------------------------------------------
 
 
+Json = dict[str, JsonValue]  # as it was stored: rules that were tightened since do not hide what there is
+
+
+def _unreadable_is(fallback: Any) -> WrapValidator:
+    """Show `fallback` for a stored value that is not what it should be: one odd record must not hide a whole list."""
+
+    def show(value: Any, validate: ValidatorFunctionWrapHandler, info: ValidationInfo) -> Any:
+        try:
+            return validate(value)
+        except ValidationError as error:
+            log.error("a stored value cannot be shown", field=info.field_name, faults=error.error_count())
+            return fallback
+
+    return WrapValidator(show)
+
+
 class FaultOut(_Out):
     pointer: str
     message: str
@@ -80,7 +109,13 @@ class Reason(BaseModel):
 
     code: str
     message: str
-    faults: list[FaultOut] = []
+    faults: Annotated[list[FaultOut], _unreadable_is([])] = []
+
+
+StoredReason = Annotated[
+    Reason | None,
+    _unreadable_is(Reason(code="internal_error", message="the reason was stored in a form that cannot be read")),
+]
 
 
 class ProblemOut(_Out):
@@ -99,6 +134,7 @@ class Summary(BaseModel):
     """What a worker found in the upload."""
 
     model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, JsonValue]
 
     sha256: str | None = None
 
@@ -110,13 +146,13 @@ class _UploadOut(_Out):
     format: str
     bytes: int
     state: UploadState
-    refusal: Reason | None
-    summary: Summary | None
+    refusal: StoredReason
+    summary: Annotated[Summary | None, _unreadable_is(None)]
     created_at: datetime
 
 
 class ModelOut(_UploadOut):
-    options: ModelOptions
+    options: Json
 
     @classmethod
     def of(cls, model: Model) -> ModelOut:
@@ -125,7 +161,7 @@ class ModelOut(_UploadOut):
 
 class DatasetOut(_UploadOut):
     uri: str
-    options: DatasetOptions
+    options: Json
 
     @classmethod
     def of(cls, dataset: Dataset) -> DatasetOut:
@@ -157,7 +193,7 @@ class AttemptOut(_Out):
     started_at: datetime
     ended_at: datetime | None
     outcome: Literal["succeeded", "failed", "cancelled", "lost", "released"] | None
-    error: Reason | None
+    error: StoredReason
 
     @classmethod
     def of(cls, attempt: Attempt) -> AttemptOut:
@@ -174,6 +210,7 @@ class Results(BaseModel):
     """The report in short."""
 
     model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, JsonValue]
 
     ratios: dict[str, float | NotFinite | None] | None = Field(
         None, description="pruned / original; accuracy_drop = original - pruned"
@@ -196,15 +233,15 @@ class JobOut(_Out):
     tags: list[str]
     model: str
     datasets: list[str]
-    recipe: Recipe
-    requirements: Requirements
+    recipe: Json = Field(description="as it was resolved when the job was submitted")
+    requirements: Json
     device: str
     state: JobState
     stage: str | None
     progress: float = Field(ge=0, le=1)
     eta_seconds: float | None
-    results: Results | None
-    error: Reason | None
+    results: Annotated[Results | None, _unreadable_is(None)]
+    error: StoredReason
     attempts: list[AttemptOut]
     created_at: datetime
     started_at: datetime | None
@@ -241,7 +278,7 @@ class EventOut(_Out):
     seq: int
     attempt: int | None = Field(description="number of the attempt; null: the service itself")
     name: str
-    body: dict[str, JsonValue]
+    body: Annotated[Json, _unreadable_is({})]
     created_at: datetime
 
     @classmethod
