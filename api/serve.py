@@ -133,7 +133,7 @@ def _listen(settings: Settings, *, allow_remote: bool) -> Iterator[socket.socket
 
 
 def _prepare(settings: Settings) -> None:
-    """The schema and the key."""
+    """The schema and the key; one that was replaced, or whose file was deleted, opens nothing any more."""
     try:
         engine = connect(settings.database_url)
     except (ValueError, ImportError, SQLAlchemyError) as error:
@@ -142,7 +142,7 @@ def _prepare(settings: Settings) -> None:
         upgrade(engine)
         secret = _secret(settings)
         with transaction(engine) as session:
-            keys.add_key(session, secret, owner=OWNER, name="billhook-server")
+            keys.replace_key(session, secret, owner=OWNER, name="billhook-server")
     except SQLAlchemyError as error:
         reason = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
         raise CannotStart(f"the database cannot be used: {reason}") from None

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import select
+from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from store.columns import now_utc
@@ -51,6 +51,18 @@ def add_key(
     )  # fmt: skip
     session.add(key)
     session.flush()
+    return key
+
+
+def replace_key(session: Session, secret: str, *, owner: str, name: str, now: datetime | None = None) -> ApiKey:
+    """Make `secret` the one key of that owner and name: those before it are revoked, from now on."""
+    key = add_key(session, secret, owner=owner, name=name, now=now)
+    key.revoked_at = None  # it may have been replaced before, and is wanted again
+    session.execute(
+        update(ApiKey)
+        .where(ApiKey.owner == owner, ApiKey.name == name, ApiKey.id != key.id, ApiKey.revoked_at.is_(None))
+        .values(revoked_at=now or now_utc())
+    )
     return key
 
 

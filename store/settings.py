@@ -81,7 +81,11 @@ class Settings(BaseSettings):
     threads: int | None = Field(None, ge=1, description="torch threads of a child; unset = all cores")
 
     # the key that the command line uses; the embedded server makes one in the data folder
-    api_key: SecretStr | None = Field(None, description="a key that `billhook-server` registers instead of making one")
+    api_key: SecretStr | None = Field(
+        None,
+        description="the key that `billhook-server` registers instead of making one; the one before it is revoked. "
+        "Servers on one database need the same",
+    )
 
     @field_validator("data_dir", "recipes_dir", mode="after")
     @classmethod

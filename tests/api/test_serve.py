@@ -19,8 +19,10 @@ import psutil
 import pytest
 from pydantic import SecretStr
 
-from api.serve import CannotStart, _children, _lock, _secret, main
+from api.serve import CannotStart, _children, _lock, _prepare, _secret, main
 from api.supervisor import Child, Supervisor
+from store.database import connect, reading
+from store.keys import authenticate
 from store.settings import Settings
 
 ROOT = Path(__file__).parent.parent.parent
@@ -240,6 +242,29 @@ def test_a_client_that_looks_whether_a_server_runs_does_not_keep_one_from_starti
         assert not (tmp_path / "address").exists(), "that of a server that was killed"
         with pytest.raises(CannotStart, match="a server is running"), _lock(tmp_path):
             pass
+
+
+def test_a_key_that_was_replaced_opens_nothing(tmp_path: Path) -> None:
+    def opens(secret: str) -> bool:
+        engine = connect(settings.database_url)
+        with reading(engine) as session:
+            found = authenticate(session, secret) is not None
+        engine.dispose()
+        return found
+
+    settings = Settings(data_dir=tmp_path)
+    _prepare(settings)
+    first = (tmp_path / "key").read_text().strip()
+    assert opens(first)
+    given = settings.model_copy(update={"api_key": SecretStr("bh_given")})
+    _prepare(given)
+    assert (opens(first), opens("bh_given")) == (False, True)
+    (tmp_path / "key").unlink()
+    _prepare(settings)
+    third = (tmp_path / "key").read_text().strip()
+    assert (opens("bh_given"), opens(third)) == (False, True)
+    _prepare(given)
+    assert (opens("bh_given"), opens(third)) == (True, False), "wanted again"
 
 
 def test_nothing_outlives_a_server_and_the_key_stays(tmp_path: Path) -> None:
