@@ -37,13 +37,17 @@ STALE_SECONDS = 86_400
 
 @dataclass(frozen=True)
 class Received:
-    """A complete upload: the file, what it is called, and the other fields of the form or the query."""
+    """A complete upload: the file, what it is called, and the other fields of the form or the query.
+
+    `faults`: of fields that are not known. Whoever reads the known ones refuses both together.
+    """
 
     path: Path
     filename: str
     sha256: str
     bytes: int
     fields: Mapping[str, str]
+    faults: tuple[Fault, ...] = ()
 
 
 @asynccontextmanager
@@ -56,7 +60,7 @@ async def receive_upload(
     the file, as form fields, or as query parameters of a raw body.
 
     Raises `Refused`: `body_too_large`, `storage_full`, `upload_incomplete`, `upload_timeout`, `multipart_invalid`,
-    `request_invalid` (no file, an empty one, an extension that is not taken, an unknown field).
+    `request_invalid` (no file, an empty one, an extension that is not taken). Unknown fields are in `Received.faults`.
     """
     form = media_type(request) == "multipart/form-data"
     announced = check_length(request, settings.max_upload_bytes, MULTIPART_SLACK if form else 0)
@@ -68,12 +72,12 @@ async def receive_upload(
             sink = _Sink(file, settings, formats)
             given = await (_read_form if form else _read_raw)(request, settings, sink)
             await sink.flush()
-        faults = sink.faults() + [
-            Fault(f"/{key}", "unknown field", ", ".join(sorted(fields)) or None) for key in given if key not in fields
-        ]
-        if faults:
-            raise Refused("request_invalid", "the upload cannot be used", faults=faults)
-        yield Received(Path(name), sink.filename or "", sink.sha256.hexdigest(), sink.size, given)
+        known = {key: value for key, value in given.items() if key in fields}
+        expected = f"one of {', '.join(sorted(fields))}"
+        unknown = tuple(Fault(f"/{key}", "unknown field", expected) for key in given if key not in fields)
+        if faults := sink.faults():
+            raise Refused("request_invalid", "the upload cannot be used", faults=[*faults, *unknown])
+        yield Received(Path(name), sink.filename or "", sink.sha256.hexdigest(), sink.size, known, unknown)
     finally:
         Path(name).unlink(missing_ok=True)
 
@@ -254,6 +258,9 @@ class _Form:
             return
         if not name or name in self.fields or len(name) > 100 or "\0" in name:
             fault = Fault(f"/{name[:100]}", "a part of the form without a name, or with one that was there already")
+            raise Refused("request_invalid", "the form cannot be read", faults=[fault])
+        if b"filename" in options:
+            fault = Fault(f"/{name}", "a file in a field that takes text", "the file belongs in the field file")
             raise Refused("request_invalid", "the form cannot be read", faults=[fault])
         self._name = name
         self.fields[name] = bytearray()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
 from fastapi import APIRouter, Request, Response
@@ -61,7 +61,7 @@ def _store_builtin(services: Services, owner: str, document: Any) -> tuple[Datas
 
 def _store(services: Services, owner: str, received: Received) -> tuple[Dataset, bool]:
     format = FORMATS["." + received.filename.rpartition(".")[2].lower()]
-    options = _options(format, received.fields)
+    options = _options(format, received.fields, received.faults)
     # the bytes first: a record must never point at nothing; bytes without a record are swept away
     services.artifacts.put_hashed(received.path, received.sha256, received.bytes)
     with transaction(services.engine) as session:
@@ -71,10 +71,10 @@ def _store(services: Services, owner: str, received: Received) -> tuple[Dataset,
         )  # fmt: skip
 
 
-def _options(format: str, fields: Mapping[str, str]) -> DatasetOptions:
-    """Raises `Refused` with all faults."""
+def _options(format: str, fields: Mapping[str, str], unknown: Sequence[Fault]) -> DatasetOptions:
+    """Raises `Refused` with all faults, those of the fields that are `unknown` among them."""
     document: dict[str, Any] = {}
-    faults: list[Fault] = []
+    faults = [*unknown]
     for name in sorted(FIELDS & set(fields)):
         try:
             document[name] = fields[name] if name == "format" else parse_json(fields[name], f"/{name}")

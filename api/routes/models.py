@@ -43,6 +43,7 @@ async def upload_model(
 def _store(services: Services, owner: str, received: Received) -> tuple[Model, bool]:
     format = FORMATS[_extension(received.filename)]
     options, faults = _options(format, received.fields)
+    faults = [*received.faults, *faults]
     if options is None or faults:
         raise Refused("request_invalid", "the options of the model cannot be used", faults=faults)
     # the bytes first: a record must never point at nothing; bytes without a record are swept away

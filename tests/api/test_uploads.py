@@ -15,7 +15,6 @@ import httpx
 import pytest
 from sqlalchemy import select
 
-import api.uploads
 from store.database import reading
 from store.records import Dataset, Model
 from tests.api.conftest import Api, pointers, problem
@@ -80,6 +79,7 @@ def test_safetensors_with_its_options(api: Api, form: Any) -> None:
         ("w.safetensors", {"architecture": "vgg16", "input_shape": "3,0,32"}, {"/input_shape/1"}),
         ("m.onnx", {"architecture": "vgg16"}, {"/architecture"}),
         ("m.onnx", {"colour": "red", "size": "1"}, {"/colour", "/size"}),
+        ("m.onnx", {"colour": "red", "architecture": "bar"}, {"/colour", "/architecture"}),
         ("m.pt", {}, {"/filename"}),
         ("m", {}, {"/filename"}),
         ("", {}, {"/filename"}),
@@ -117,6 +117,10 @@ def test_an_empty_file_and_no_file(api: Api) -> None:
         assert pointers(problem(api.http.post("/v1/models", **given), 422, "request_invalid")) == {"/file"}
     answer = api.http.post("/v1/models", files={"other": (None, "x")})
     assert pointers(problem(answer, 422, "request_invalid")) == {"/file", "/other"}
+    for name, size in (("foo", 300), ("architecture", 300_000)):
+        answer = api.http.post("/v1/models", files={name: ("m.onnx", CONTENT[:size])})
+        (fault,) = problem(answer, 422, "request_invalid")["faults"]
+        assert (fault["pointer"], fault["expected"]) == (f"/{name}", "the file belongs in the field file")
     assert pointers(problem(api.http.post("/v1/models"), 422, "request_invalid")) == {"/filename"}
     two = [("file", ("a.onnx", b"1")), ("file", ("b.onnx", b"2"))]
     assert pointers(problem(api.http.post("/v1/models", files=two), 422, "request_invalid")) == {"/file"}
@@ -151,15 +155,11 @@ def test_a_body_over_the_limit(api: Api) -> None:
 
 def test_a_full_disk(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(api_uploads().shutil, "disk_usage", lambda _: usage(10**9, 10**9, 1_000))
+    monkeypatch.setattr("api.uploads.shutil.disk_usage", lambda _: usage(10**9, 10**9, 1_000))
     answer = api.http.post("/v1/models", **raw())
     problem(answer, 507, "storage_full")
     assert answer.headers["retry-after"]
     assert nothing_is_left(api)
-
-
-def api_uploads() -> Any:
-    return api.uploads
 
 
 def test_a_json_body_over_the_limit(api: Api) -> None:
@@ -312,12 +312,9 @@ def test_all_faults_of_a_datasets_options_at_once(api: Api) -> None:
         "format": "npz",
         "colour": "red",
     }
-    answer = api.http.post("/v1/datasets", files={"file": ("d.zip", CONTENT)}, data={**options, "colour": "red"})
-    assert pointers(problem(answer, 422, "request_invalid")) == {"/colour"}
-    del options["colour"]
     answer = api.http.post("/v1/datasets", files={"file": ("d.zip", CONTENT)}, data=options)
     found = pointers(problem(answer, 422, "request_invalid"))
-    assert found == {"/preprocess/size/0", "/preprocess/std/0", "/preprocess/blur", "/splits", "/format"}
+    assert found == {"/preprocess/size/0", "/preprocess/std/0", "/preprocess/blur", "/splits", "/format", "/colour"}
     assert nothing_is_left(api)
 
 
