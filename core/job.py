@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, Strict
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, model_validator
 
 from core.recipe import Items, Recipe, Requirements
 
@@ -19,6 +19,14 @@ ModelFormat = Literal["onnx", "safetensors"]
 DatasetFormat = Literal["image_folder", "npz", "digits"]
 
 
+def _listed(value: Any) -> Any:
+    """One number for all channels, as the list of one that it stands for."""
+    return [value] if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+Deviation = Annotated[float, Field(gt=0)]
+Means = Annotated[Items[float], BeforeValidator(_listed, json_schema_input_type=float | list[float])]
+Deviations = Annotated[Items[Deviation], BeforeValidator(_listed, json_schema_input_type=Deviation | list[Deviation])]
 Side = Annotated[int, Field(ge=1, le=4096)]
 Pixels = Annotated[int, Field(ge=1, le=8192)]
 
@@ -39,6 +47,15 @@ class Splits(_Record):
     test: float = Field(0.2, gt=0, lt=1)
     seed: int = Field(0, ge=0)
 
+    @model_validator(mode="after")
+    def _something_to_train_on(self) -> Splits:
+        if self.validation + self.test >= 1:
+            raise ValueError(
+                f"validation ({self.validation:g}) and test ({self.test:g}) leave nothing to train on: "
+                "shares that add up to less than 1 are needed"
+            )
+        return self
+
 
 class Preprocess(_Record):
     """From stored images (uint8 values scaled to 0-1 first) to the model's input: resize, channels, (x - mean) / std.
@@ -51,8 +68,8 @@ class Preprocess(_Record):
 
     size: Annotated[tuple[Pixels, Pixels], Strict(False)] | None = Field(None, description="height and width")
     scale: float = Field(1 / 255, gt=0)
-    mean: Items[float] = (0.0,)
-    std: Items[Annotated[float, Field(gt=0)]] = (1.0,)
+    mean: Means = (0.0,)
+    std: Deviations = (1.0,)
     channels: Literal["RGB", "BGR", "L"] | None = None
     layout: Literal["NCHW", "NHWC"] = "NCHW"
     class_order: Items[str] | None = None

@@ -21,7 +21,7 @@ from core.data.image_folder import read_image_folder
 from core.data.npz import read_npz
 from core.data.pixels import to_grey
 from core.data.source import SPLIT_NAMES, Images, Source, SplitName
-from core.data.splits import content_sha256, find_overlaps, order_classes, split_source
+from core.data.splits import content_sha256, find_overlaps, order_classes, split_source, unused_shares
 from core.errors import DatasetMismatch
 from core.fit import Channels, per_channel_faults
 from core.job import DatasetFormat, DatasetInput, Preprocess
@@ -191,7 +191,7 @@ def load_dataset(dataset: DatasetInput) -> Dataset:
     source = READERS[dataset.format](dataset.path, preprocess)
     source = order_classes(source, preprocess.class_order)
     parts = split_source(source, dataset.options.splits)
-    warnings = [*source.warnings, *find_overlaps(parts)]
+    warnings = [*source.warnings, *unused_shares(source, dataset.options.splits), *find_overlaps(parts)]
     splits = {name: Split(part.images.x, part.images.y, part.given, part.index_sha256) for name, part in parts.items()}
     stored: Channels = "L" if splits["train"].x.shape[1] == 1 else "RGB"
     details = {

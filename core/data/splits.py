@@ -73,13 +73,10 @@ def split_source(source: Source, options: Splits) -> dict[SplitName, Part]:
     """All three splits. Those that are missing are taken from train, class by class, in the shares of `options`.
 
     Every class gives each missing split at least one image and keeps at least one. The images are reordered in place,
-    so that they are held once. Raises `DatasetUnsuitable` where a class is too small or the shares leave no train.
+    so that they are held once. Raises `DatasetUnsuitable` where a class is too small.
     """
     shares: dict[SplitName, float] = {"test": options.test, "validation": options.validation}
     missing = {name: share for name, share in shares.items() if name not in source.splits}
-    if sum(missing.values()) >= 1:
-        fault = Fault("/splits", f"{' and '.join(missing)} take all of train", "shares that add up to less than 1")
-        raise DatasetUnsuitable("the splits leave nothing to train on", faults=[fault])
     pool = source.splits["train"]
     taken = _stratified(pool.y.numpy(), missing, options.seed, source.classes)
     parts: dict[SplitName, Part] = {}
@@ -97,6 +94,15 @@ def split_source(source: Source, options: Splits) -> dict[SplitName, Part]:
         given = name in source.splits and not (name == "train" and missing)
         parts[name] = Part(images, given, hashlib.sha256(index.astype("<i8").tobytes()).hexdigest())
     return parts
+
+
+def unused_shares(source: Source, options: Splits) -> list[str]:
+    """Warnings about shares that were asked for (other than the defaults) of splits that the upload makes itself."""
+    return [
+        f"splits.{name} {getattr(options, name):g} is not used: the dataset has a {name} split of its own"
+        for name in ("validation", "test")
+        if name in source.splits and getattr(options, name) != Splits.model_fields[name].default
+    ]
 
 
 def find_overlaps(parts: Mapping[SplitName, Part]) -> list[str]:

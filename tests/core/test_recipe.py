@@ -70,6 +70,13 @@ def test_options_of_a_dataset_are_as_strict() -> None:
     assert DatasetOptions.model_validate({"preprocess": {"size": [8, 8], "mean": [0]}}).preprocess.size == (8, 8)
 
 
+def test_one_number_stands_for_all_channels() -> None:
+    preprocess = DatasetOptions.model_validate({"preprocess": {"mean": 0.5, "std": 2}}).preprocess
+    assert (preprocess.mean, preprocess.std) == ((0.5,), (2.0,))
+    with pytest.raises(ValidationError):
+        DatasetOptions.model_validate({"preprocess": {"mean": True}})
+
+
 @pytest.mark.parametrize(
     ("document", "pointer", "message", "expected"),
     [

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 
 from core.data.datasets import Dataset
 from core.data.source import Images, Source
@@ -65,9 +66,18 @@ def test_small_classes_give_each_split_an_image_or_are_refused() -> None:
 
 
 def test_shares_that_leave_no_train_are_refused() -> None:
-    with pytest.raises(DatasetUnsuitable) as caught:
-        split_source(source(), Splits(validation=0.5, test=0.5))
-    assert caught.value.faults[0].pointer == "/splits"
+    with pytest.raises(ValidationError, match="leave nothing to train on"):
+        Splits(validation=0.5, test=0.5)
+    assert Splits(validation=0.5, test=0.49).test == 0.49
+
+
+def test_a_share_that_the_upload_leaves_no_use_for_is_told(load: Load, make_npz: Npz) -> None:
+    x = np.random.default_rng(0).integers(0, 256, (60, 4, 4), dtype=np.uint8)
+    y = np.arange(60) % 3
+    path = make_npz(x_train=x[:40], y_train=y[:40], x_test=x[40:], y_test=y[40:])
+    told = load(path, "npz", splits={"test": 0.3, "validation": 0.2}).summary()["warnings"]
+    assert told == ["splits.test 0.3 is not used: the dataset has a test split of its own"]
+    assert load(path, "npz").summary()["warnings"] == []
 
 
 def test_class_order_is_that_of_the_model() -> None:
