@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from http import HTTPStatus
-from typing import Any
 
 import structlog
 from fastapi import FastAPI, Request
@@ -19,6 +18,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import compile_path
 
 from core.errors import BillhookError, Fault
+from core.faults import plain_words
 
 MEDIA_TYPE = "application/problem+json"
 log = structlog.get_logger()
@@ -145,10 +145,9 @@ def _invalid_parameters(error: RequestValidationError) -> JSONResponse:
     """Bodies are validated by the routes themselves, so this is about parameters of the query, path and headers."""
     faults = []
     for item in error.errors():
-        name = str(item["loc"][-1])
-        context: dict[str, Any] = item.get("ctx", {})
-        expected = context.get("expected")
-        faults.append(Fault(f"/{name}", f"the parameter {name}: {item['msg']}", None if expected is None else expected))
+        name = str(item["loc"][1])  # behind `query`, `path` or `header`; a position in a repeated one may follow
+        message, expected = plain_words(item)
+        faults.append(Fault(f"/{name}", f"the parameter {name}: {message}", expected))
     return problem("parameter_invalid", f"{len(faults)} parameter(s) cannot be used", faults=faults)
 
 

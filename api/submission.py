@@ -14,6 +14,7 @@ from api.fit import summary_faults
 from api.recipe_files import RecipeFiles
 from api.schemas import DEVICE, JobRequest, RecipeRequest
 from core.errors import Fault, RecipeInvalid
+from core.faults import given
 from core.recipe import Recipe, parse_recipe
 from store import uploads
 from store.errors import NotFound
@@ -44,8 +45,8 @@ def check(
     plan, faults = _plan(JobRequest, document, recipes, devices)
     waiting: list[str] = []
     model = _subject(session, Model, owner, document.get("model"), "/model", faults, waiting)
-    given = document.get("datasets")
-    for position, dataset_id in enumerate(given if isinstance(given, list) else []):
+    ids = document.get("datasets")
+    for position, dataset_id in enumerate(ids if isinstance(ids, list) else []):
         pointer = f"/datasets/{position}"
         dataset = _subject(session, Dataset, owner, dataset_id, pointer, faults, waiting)
         if model is not None and dataset is not None:
@@ -88,7 +89,8 @@ def _plan(
 ) -> tuple[_Plan[Asked], list[Fault]]:
     """The part of a request that needs no upload, and its faults. Raises `Refused` for what is no object at all."""
     if not isinstance(document, dict):
-        fault = Fault("", f"the body is a JSON object, not {type(document).__name__}", "an object with model, datasets")
+        needed = ", ".join(name for name, field in kind.model_fields.items() if field.is_required())
+        fault = Fault("", f"the body is a JSON object, not {given(document)}", f"an object with {needed}")
         raise Refused("request_invalid", "the request is not an object", faults=[fault])
     request, faults = validate(kind, document)
     faults = [fault for fault in faults if "recipe" not in document or not _in_recipe(fault)]
@@ -114,16 +116,16 @@ def _in_recipe(fault: Fault) -> bool:
 
 
 def _recipe(document: dict[str, Any], recipes: RecipeFiles) -> tuple[Recipe | None, str | None, list[Fault]]:
-    given = document.get("recipe")
+    recipe = document.get("recipe")
     if "recipe" not in document:
         return None, None, []  # said already: the field is required
-    if isinstance(given, str):
-        return _named_recipe(given, recipes)
-    if not isinstance(given, dict):
-        fault = Fault("/recipe", f"a recipe is a name or an object, not {type(given).__name__}", "a name or an object")
+    if isinstance(recipe, str):
+        return _named_recipe(recipe, recipes)
+    if not isinstance(recipe, dict):
+        fault = Fault("/recipe", f"a recipe is a name or an object, not {given(recipe)}", "a name or an object")
         return None, None, [fault]
     try:
-        return parse_recipe(given, prefix="/recipe"), None, []
+        return parse_recipe(recipe, prefix="/recipe"), None, []
     except RecipeInvalid as error:
         return None, None, list(error.faults)
 

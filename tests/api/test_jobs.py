@@ -109,7 +109,8 @@ def test_what_is_missing(api: Api) -> None:
     assert pointers(document) == {"/model", "/datasets", "/recipe"}
     for body in ("[]", '"x"', "3", "null"):
         answer = api.http.post("/v1/jobs", content=body, headers={"Content-Type": "application/json; charset=utf-8"})
-        assert pointers(problem(answer, 422, "request_invalid")) == {""}
+        (fault,) = problem(answer, 422, "request_invalid")["faults"]
+        assert (fault["pointer"], fault["expected"]) == ("", "an object with recipe, model, datasets")
 
 
 def test_an_unknown_recipe_names_those_that_are_there(api: Api) -> None:
@@ -285,7 +286,10 @@ def test_jobs_are_listed_by_what_is_asked_for(api: Api) -> None:
     page = api.http.get("/v1/jobs", params={"page_size": 2}).json()
     assert [job["id"] for job in page["items"]] == [third, second]
     assert ids(page_token=page["next_page_token"]) == [first]
-    problem(api.http.get("/v1/jobs", params={"state": "sleeping"}), 400, "parameter_invalid")
+    (fault,) = problem(api.http.get("/v1/jobs?state=queued&state=zzz"), 400, "parameter_invalid")["faults"]
+    assert fault["pointer"] == "/state"
+    assert fault["message"].startswith("the parameter state: the text 'zzz' is not one of")
+    assert "'queued', 'running'" in fault["expected"]
     problem(api.http.get("/v1/jobs?name=%00"), 400, "parameter_invalid")
 
 
