@@ -23,7 +23,9 @@ from core.graph.onnx_reading import HOME, Reading, described
 from core.graph.operators import READERS
 from core.job import ModelInput, ModelOptions
 
-EXAMPLE_SIZES = (32, 64, 128, 224, 256, 299)
+EXAMPLE_SIZES = (
+    32, 64, 128, 224, 256, 299, 28, 8, 16, 24, 48, 56, 96, 112, 144, 160, 192, 240, 288, 320, 384, 416, 448, 480, 512,
+)  # fmt: skip
 """Tried in turn for dimensions behind the batch that an ONNX model leaves dynamic: the first that fits."""
 
 
@@ -52,19 +54,23 @@ def read_onnx(path: Path, options: ModelOptions | None = None) -> Network:
     static_batch = _static_batch(inputs)
     check_by_onnx(model)
     dynamic_space = any(isinstance(size, str) for spec in inputs for size in spec.shape[1:])
-    first_error: ModelRefused | None = None
+    errors: list[ModelRefused] = []
     for size in EXAMPLE_SIZES if dynamic_space else EXAMPLE_SIZES[:1]:
-        shapes = tuple(tuple(dim if isinstance(dim, int) else size for dim in spec.shape[1:]) for spec in inputs)
+        shapes, others = (
+            tuple(tuple(dim if isinstance(dim, int) else chosen for dim in spec.shape[1:]) for spec in inputs)
+            for chosen in (size, 2 * size)
+        )
         reading = Reading(opset, _uses(model), static_batch, dynamic_space)
         try:
-            for spec, shape in zip(inputs, shapes, strict=True):
-                reading.input(spec.name, shape)
+            for spec, shape, other in zip(inputs, shapes, others, strict=True):
+                reading.input(spec.name, shape, other)
             module = _read_graph(reading, model)
             return Network(module, inputs, outputs, Origin("onnx", opset, _template(model), static_batch), shapes)
         except ModelRefused as error:
-            first_error = first_error or error
-    assert first_error is not None
-    raise first_error
+            errors.append(error)
+            if len(errors) > 1 and error.message == errors[-2].message:
+                break  # whatever the size
+    raise errors[0]
 
 
 def _read_graph(reading: Reading, model: ModelProto) -> fx.GraphModule:

@@ -6,6 +6,7 @@ import keyword
 import re
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, cast
 
 import numpy as np
@@ -26,7 +27,8 @@ class Reading:
     """A canonical graph in the making. `constants` are folded arrays by value name, `activations` are graph nodes.
 
     `static_batch` is the batch size that the upload fixed (None: dynamic); the graph is made for any. `dynamic_space`
-    says that a dimension behind the batch is dynamic too: the sizes seen here are then only examples.
+    says that a dimension behind the batch is dynamic too: the sizes seen here are then only examples, and every shape
+    is worked out for a second example as well, to tell which sizes follow them.
     """
 
     def __init__(self, opset: int, uses: Counter[str], static_batch: int | None, dynamic_space: bool) -> None:
@@ -39,6 +41,7 @@ class Reading:
         self.activations: dict[str, fx.Node] = {}
         self._uses = uses
         self._phantoms: dict[fx.Node, Tensor] = {}
+        self._others: dict[fx.Node, Tensor] = {}  # of the second example; none where it does not fit
         self._shared: dict[tuple[Any, ...], str] = {}
         self._taken: set[str] = set()
         self._prefixes: set[str] = set()
@@ -73,6 +76,7 @@ class Reading:
             self._attach(path, torch.from_numpy(np.array(array)))
             made = self.graph.get_attr(path)
             self._note(made, torch.empty(array.shape, device="meta"))
+            self._others[made] = self._phantoms[made]
             self.activations[name] = made
         return self.activations[name]
 
@@ -147,15 +151,23 @@ class Reading:
 
     # --- making -------------------------------------------------------------------------------------------------
 
-    def input(self, name: str, shape: tuple[int, ...]) -> None:
+    def input(self, name: str, shape: tuple[int, ...], other: tuple[int, ...]) -> None:
+        """An input by the shape of one example, and of another with other sizes where they are dynamic."""
         made = self.graph.placeholder(readable(name).replace(".", "_") or "input")
         self._note(made, torch.empty(1, *shape, device="meta"))
+        self._others[made] = torch.empty(1, *other, device="meta")
         self.activations[name] = made
+
+    def other_shape(self, x: fx.Node) -> tuple[int, ...]:
+        """The shape of `x` for the second example; that of the first where the second does not fit the graph, which
+        is then of one size."""
+        return tuple(self._others.get(x, self._phantoms[x]).shape)
 
     def call(self, target: Any, *args: Any) -> fx.Node:
         """An ATen call. Its shape is worked out at once, on the meta device."""
         made = self.graph.call_function(target, args)
         self._note(made, target(*fx.map_arg(args, lambda item: self._phantoms[item])))
+        self._note_other(made, lambda: target(*fx.map_arg(args, lambda item: self._others[item])))
         return made
 
     def layer(
@@ -175,6 +187,7 @@ class Reading:
         phantoms = {key: torch.empty_like(tensor, device="meta") for key, tensor in tensors.items()}
         layer.eval()
         self._note(made, torch.func.functional_call(layer, phantoms, (self._phantoms[x],)))
+        self._note_other(made, lambda: torch.func.functional_call(layer, phantoms, (self._others[x],)))
         return made
 
     def tensor(self, array: npt.NDArray[Any]) -> Tensor:
@@ -196,6 +209,11 @@ class Reading:
     def _note(self, made: fx.Node, phantom: Tensor) -> None:
         self._phantoms[made] = phantom
         made.meta["shape"] = tuple(phantom.shape)
+
+    def _note_other(self, made: fx.Node, compute: Callable[[], Tensor]) -> None:
+        if self.dynamic_space and all(item in self._others for item in made.all_input_nodes):
+            with suppress(RuntimeError, ValueError, IndexError, TypeError):
+                self._others[made] = compute()
 
     def _unique(self, name: str) -> str:
         """`name`, numbered where it is taken or would lie inside another layer."""

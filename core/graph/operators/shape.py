@@ -28,7 +28,7 @@ def running_rule(p: Propagation, node: fx.Node) -> Tensor:
     return result
 
 
-# --- Reshape and Flatten: the batch stays in front, the other sizes are written out ---------------------------------
+# --- Reshape and Flatten: the batch stays in front, other sizes are written out where they are not dynamic -----------
 
 
 def read_reshape(reading: Reading, node: NodeProto) -> fx.Node:
@@ -38,14 +38,17 @@ def read_reshape(reading: Reading, node: NodeProto) -> fx.Node:
     shape = x.meta["shape"]
     wanted = list(reading.shape(node, 1))
     sizes: list[int] = []
+    copied = set()
     for index, size in enumerate(wanted[1:], start=1):
         if size == 0 and not allow_zero:
             if index >= len(shape):
                 raise reading.refused(node, f"dimension {index} is copied from an input of rank {len(shape)}")
             size = shape[index]
+            copied.add(index)
         sizes.append(reading.size(node, size))
     if not wanted or sizes.count(-1) > 1:
         raise reading.refused(node, f"the shape {wanted} does not say one shape")
+    template = [0 if index in copied else size for index, size in enumerate(sizes, start=1)]
     total = math.prod(shape[1:])
     first = reading.is_batch(wanted[0]) or (wanted[0] == 0 and not allow_zero)
     if -1 in sizes:
@@ -57,11 +60,40 @@ def read_reshape(reading: Reading, node: NodeProto) -> fx.Node:
         sizes[sizes.index(-1)] = total // known
     if not (first or wanted[0] == -1) or math.prod(sizes) != total:
         raise reading.unknown(node, f"a reshape of {list(shape[1:])} per example to {wanted}, which moves the batch")
+    other = reading.other_shape(x)
+    others = _fitted(template, other)
+    if other != shape and others is not None:
+        return _open_reshape(reading, node, x, list(zip(sizes, others, strict=True)))
     if sizes == list(shape[1:]):
         return x
     if len(sizes) == 1:
         return reading.call(aten.flatten.using_ints, x, 1, -1)
     return reading.call(aten.reshape.default, x, [-1, *sizes])
+
+
+def _fitted(template: list[int], shape: tuple[int, ...]) -> list[int] | None:
+    """Sizes behind the batch, 0 for one to copy and -1 for the rest, filled in for `shape`; None where they do not."""
+    sizes = [shape[index] if size == 0 else size for index, size in enumerate(template, start=1)]
+    total, known = math.prod(shape[1:]), math.prod(size for size in sizes if size != -1)
+    if -1 in sizes and known and total % known == 0:
+        sizes[sizes.index(-1)] = total // known
+    return sizes if math.prod(sizes) == total else None
+
+
+def _open_reshape(reading: Reading, node: NodeProto, x: fx.Node, sizes: list[tuple[int, int]]) -> fx.Node:
+    """A reshape of an input with dynamic sizes: what it does not touch in front stays as it is, the rest is flattened
+    and parted again, with -1 for the one size that follows a dynamic one. `sizes` are for two examples."""
+    given = list(zip(x.meta["shape"][1:], reading.other_shape(x)[1:], strict=True))
+    if sizes == given:
+        return x
+    same = next((i for i, (a, b) in enumerate(zip(given, sizes, strict=False)) if a != b), min(len(given), len(sizes)))
+    start = 1 + min(same, len(given) - 1, len(sizes) - 1)
+    rest = [size if size == other else -1 for size, other in sizes[start - 1 :]]
+    if rest.count(-1) > 1:
+        raise reading.unknown(node, "a reshape to several sizes that follow dynamic dimensions of an input")
+    if len(given) > start:
+        x = reading.call(aten.flatten.using_ints, x, start, -1)
+    return reading.call(aten.unflatten.int, x, start, rest) if len(rest) > 1 else x
 
 
 def read_flatten(reading: Reading, node: NodeProto) -> fx.Node:
@@ -87,11 +119,33 @@ def write_reshape(writing: Writing, node: fx.Node) -> None:
     writing.add("Reshape", [writing.value(source(node)), writing.tensor(f"{node.name}.shape", shape)], node)
 
 
+def _write_from(writing: Writing, node: fx.Node, start: int, sizes: list[int]) -> None:
+    """A Reshape that copies the sizes in front of dimension `start`, whatever they are."""
+    shape = np.array([0] * start + sizes, dtype=np.int64)
+    writing.add("Reshape", [writing.value(source(node)), writing.tensor(f"{node.name}.shape", shape)], node)
+
+
+def write_unflatten(writing: Writing, node: fx.Node) -> None:
+    """Of the last dimension: nothing else is read."""
+    _write_from(writing, node, int(argument(node, 1)), list(argument(node, 2)))
+
+
+def resize_unflatten(survivors: Survivors, old: fx.Node, new: fx.Node) -> None:
+    dim = int(argument(old, 1))
+    sizes = [
+        size if size == -1 else int(survivors.keeps(old, dim + index).sum())
+        for index, size in enumerate(argument(old, 2))
+    ]
+    new.args = (new.args[0], dim, sizes)
+
+
 def write_flatten(writing: Writing, node: fx.Node) -> None:
     start, end = int(argument(node, 1, 0)), int(argument(node, 2, -1))
     rank = len(source(node).meta["shape"])
     if (start, end % rank) == (1, rank - 1):
         writing.add("Flatten", [writing.value(source(node))], node, axis=1)
+    elif end % rank == rank - 1:
+        _write_from(writing, node, start, [-1])
     else:
         write_reshape(writing, node)
 
@@ -268,6 +322,7 @@ READERS = {
 FORMS = {
     aten.reshape.default: Form(running_rule, write_reshape, resize=resize_reshape),
     aten.flatten.using_ints: Form(running_rule, write_flatten),
+    aten.unflatten.int: Form(running_rule, write_unflatten, resize=resize_unflatten),
     aten.squeeze.dims: Form(running_rule, _write_axes("Squeeze")),
     aten.unsqueeze.default: Form(running_rule, _write_axes("Unsqueeze")),
     aten.permute.default: Form(running_rule, write_transpose),

@@ -125,6 +125,9 @@ CASES: dict[str, dict[str, Any]] = {
         """,
         "outputs": "float[batch,n] y",
     },
+    "reshape of open sizes": {
+        "body": "y = Reshape(x, s)", "weights": {"s": axes(0, 2, 2, -1)}, "inputs": "float[batch,4,h,w] x",
+    },
     "reshape like another": {
         "body": "a = Flatten(x)  s = Shape(x)  t = Cast<to=7>(s)  y = Reshape(a, t)",
     },
