@@ -13,6 +13,7 @@ from billhook.errors import InputInvalid
 from billhook.steps import CHUNK_BYTES
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp"})  # what the server reads
+SHOWN = 10
 _EARLIEST = (1980, 1, 1, 0, 0, 0)  # the first moment that a zip can hold
 
 
@@ -44,23 +45,25 @@ def zip_folder(folder: Path, target: Path) -> LocalFile:
 
     Sorted names, no times, no owners, no compression (images are compressed already, and zlib's output differs
     between versions). Only hidden files and what systems leave behind are left out: what else does not belong there,
-    the server says. Links are followed. Raises `InputInvalid` where there is no image at all (a wrong folder), or where
-    a link leads round in a circle.
+    the server says. Links are followed. Raises `InputInvalid` where there is no image at all (a wrong folder), where a
+    class has none, or where a link leads round in a circle.
     """
-    names = _names(folder)
-    if not any(Path(name).suffix.lower() in IMAGE_SUFFIXES for name in names):
+    names, bare = _names(folder)
+    if not any(map(_is_image, names)):
         raise InputInvalid(
             f"{folder} holds no images: expected one folder per class (or train/, val/, test/ with these inside)"
+        )
+    if bare:
+        more = f", and {len(bare) - SHOWN} more" if len(bare) > SHOWN else ""
+        raise InputInvalid(
+            f"there are no images in {', '.join(bare[:SHOWN])}{more}: every folder in {folder} that holds no others "
+            "stands for a class; put images there, or take it away"
         )
     try:
         with zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as archive:
             for name in names:
                 entry = zipfile.ZipInfo(name, _EARLIEST)
                 entry.create_system = 3  # the same on every system
-                if name.endswith("/"):
-                    entry.external_attr = 0o40755 << 16 | 0x10
-                    archive.writestr(entry, b"")
-                    continue
                 entry.external_attr = 0o100644 << 16
                 entry.file_size = (folder / name).stat().st_size
                 with (folder / name).open("rb") as reader, archive.open(entry, "w") as writer:
@@ -70,9 +73,10 @@ def zip_folder(folder: Path, target: Path) -> LocalFile:
     return local_file(target)
 
 
-def _names(folder: Path) -> list[str]:
-    """Names relative to `folder` with forward slashes, sorted; empty folders (classes without images) end in one."""
+def _names(folder: Path) -> tuple[list[str], list[str]]:
+    """Names of all files relative to `folder`, sorted, with forward slashes; and the leaf folders without images."""
     names: list[str] = []
+    bare: list[str] = []
     above: dict[str, frozenset[str]] = {str(folder): frozenset({os.path.realpath(folder)})}
     for where, subfolders, files in os.walk(folder, followlinks=True):
         parents = above.pop(where)
@@ -84,9 +88,13 @@ def _names(folder: Path) -> list[str]:
                 raise InputInvalid(f"{below} is a link to a folder above it")
             above[below] = parents | {real}
         names += [Path(where, name).relative_to(folder).as_posix() for name in files]
-        if not files and not subfolders and where != str(folder):
-            names.append(Path(where).relative_to(folder).as_posix() + "/")
-    return sorted(names)
+        if not subfolders and not any(map(_is_image, files)):
+            bare.append(str(Path(where)))
+    return sorted(names), sorted(bare)
+
+
+def _is_image(name: str) -> bool:
+    return Path(name).suffix.lower() in IMAGE_SUFFIXES
 
 
 def _is_litter(name: str) -> bool:

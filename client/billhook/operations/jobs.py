@@ -133,13 +133,6 @@ def get_job(core: Core, job_id: str) -> Operation[Job]:
     return fetch(core, Job, _path(job_id))
 
 
-def look_at_job(core: Core, job_id: str, wait: float) -> Operation[Job]:
-    """The job when it is over, or in `wait` seconds: as it is then. Asked even where the task is cancelled."""
-    call = Call("GET", _path(job_id), {"wait": f"{wait:g}"}, read_seconds=2 * wait, shielded=True)
-    reply = yield from send(core, call, patience=wait)
-    return parse(Job, body_of(reply))
-
-
 def cancel_job(core: Core, job_id: str) -> Operation[Job]:
     """Ask for the job to be cancelled; it stops within seconds. Raises `ApiError` (409 job_terminal) if it is over."""
     call = Call("POST", _path(job_id, "cancel"), read_seconds=CANCEL_PATIENCE_SECONDS, shielded=True)

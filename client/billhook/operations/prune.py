@@ -13,9 +13,9 @@ from typing import Any, Literal
 from billhook.documents import read_document
 from billhook.errors import ApiError, BillhookError, InputInvalid, RequirementsMissed, Timeout
 from billhook.operations import jobs, uploads
-from billhook.results import Event, Job, Pruned, RequirementResult, Update
-from billhook.retries import Core, deadline_after
-from billhook.steps import Operation, blocking, for_each
+from billhook.results import Event, Job, Pruned, RequirementResult, Update, parse
+from billhook.retries import Core, body_of, deadline_after, send
+from billhook.steps import Call, Operation, blocking, for_each
 
 Phase = Literal["upload model", "upload dataset", "run", "download", "cancelling", "cancelled", "not cancelled"]
 CANCELLED_WITHIN_SECONDS = 5.0  # what build servers leave a job between the signal to stop and the end is a little more
@@ -177,7 +177,7 @@ def _abandon(
             if error.code != "job_terminal":
                 raise
         if not (accepted and job.over):  # until it has stopped, for a moment; or how it ended before this
-            job = yield from jobs.look_at_job(core, job.id, CANCELLED_WITHIN_SECONDS)
+            job = yield from _when_over(core, job.id, CANCELLED_WITHIN_SECONDS)
     except GeneratorExit:
         raise
     except BaseException as error:
@@ -189,6 +189,13 @@ def _abandon(
     left = Progress("cancelled" if job.state in ("cancelling", "cancelled") else "not cancelled", None, job)
     on_progress(left)
     return how_left(left)
+
+
+def _when_over(core: Core, job_id: str, wait: float) -> Operation[Job]:
+    """The job when it is over, or in `wait` seconds: as it is then. Asked even where the task is cancelled."""
+    call = Call("GET", f"/v1/jobs/{job_id}", {"wait": f"{wait:g}"}, read_seconds=2 * wait, shielded=True)
+    reply = yield from send(core, call, patience=wait)
+    return parse(Job, body_of(reply))
 
 
 def how_left(progress: Progress) -> str:
