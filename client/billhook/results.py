@@ -200,13 +200,16 @@ class Pruned:
 Upload = TypeVar("Upload", Model, Dataset)
 
 
-def raise_if_refused(upload: Upload) -> Upload:
-    """`upload`, unless the server refused it: then raises `UploadRefused` with the server's reason."""
+def raise_if_refused(upload: Upload, called: str | None = None) -> Upload:
+    """`upload`, unless the server refused it: then raises `UploadRefused` with the server's reason.
+
+    `called`: what the caller knows it by, where that is not the name it was sent with.
+    """
     if upload.state != "refused":
         return upload
     refusal = upload.refusal or Problem("refused", "the server gave no reason")
     raise UploadRefused(
-        f"{upload.filename or upload.id} was refused: {refusal.message}",
+        f"{called or upload.filename or upload.id} was refused: {refusal.message}",
         subject=upload.id, code=refusal.code, faults=refusal.faults,
     )  # fmt: skip
 

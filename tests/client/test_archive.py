@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import re
 import zipfile
 from pathlib import Path
 
@@ -50,14 +51,21 @@ def test_another_name_or_content_is_another_hash(tmp_path: Path) -> None:
     assert len(hashes) == 3
 
 
-def test_only_litter_is_left_out_and_an_empty_class_is_shown(tmp_path: Path) -> None:
+def test_only_litter_is_left_out(tmp_path: Path) -> None:
     litter = [".DS_Store", "__MACOSX/cat/1.png", ".hidden/1.png", "cat/._1.png", "dog/Thumbs.db"]
     folder = images(tmp_path / "a", [*NAMES, "labels.csv", *litter])
-    (folder / "emu").mkdir()
     zip_folder(folder, tmp_path / "a.zip")
     with zipfile.ZipFile(tmp_path / "a.zip") as archive:
-        assert archive.namelist() == sorted([*NAMES, "labels.csv", "emu/"])
-        assert archive.getinfo("emu/").is_dir()
+        assert archive.namelist() == sorted([*NAMES, "labels.csv"])
+
+
+def test_classes_without_images_are_named_as_they_are_here(tmp_path: Path) -> None:
+    folder = images(tmp_path / "a", [f"train/{name}" for name in [*NAMES, "fox/notes.txt", "gnu/.DS_Store"]])
+    (folder / "train" / "emu").mkdir()
+    empty = ", ".join(str(folder / "train" / name) for name in ("emu", "fox", "gnu"))
+    with pytest.raises(InputInvalid, match=f"^there are no images in {re.escape(empty)}: every folder in"):
+        zip_folder(folder, tmp_path / "a.zip")
+    assert not (tmp_path / "a.zip").exists()
 
 
 def test_links_are_followed_but_not_round_in_a_circle(tmp_path: Path) -> None:

@@ -90,6 +90,15 @@ def test_a_refused_upload_says_why(client: Either, fake: FakeServer, model_file:
     assert client.upload_model(model_file).state == "ready"
 
 
+def test_a_refused_folder_is_called_what_it_is_called_here(client: Either, fake: FakeServer, tmp_path: Path) -> None:
+    (tmp_path / "photos" / "cat").mkdir(parents=True)
+    (tmp_path / "photos" / "cat" / "1.png").write_bytes(b"1")
+    fake.refusal = {"code": "dataset_refused", "message": "one class only", "faults": []}
+    with pytest.raises(billhook.UploadRefused) as caught:
+        client.add_dataset(tmp_path / "photos")
+    assert caught.value.message == f"{tmp_path / 'photos'} was refused: one class only"
+
+
 def test_a_file_that_changes_meanwhile(client: Either, fake: FakeServer, model_file: Path) -> None:
     fake.wrong_upload_hash = True
     with pytest.raises(billhook.ChecksumMismatch, match="changed while it was uploaded"):

@@ -95,7 +95,7 @@ def upload_model(
         return {name: value for name, value in known.options.items() if value is not None} == options
 
     model = yield from _upload(core, Model, file, Path(path).name, params, same, deadline, on_bytes)
-    return (yield from _ready(core, Model, model, deadline))
+    return (yield from _ready(core, Model, model, deadline, str(path)))
 
 
 # --- datasets --------------------------------------------------------------------------------------------------------
@@ -163,7 +163,7 @@ def add_dataset(
         dataset = yield from _upload(
             core, Dataset, file, filename, params, same, deadline, on_bytes
         )  # fmt: skip
-    return (yield from _ready(core, Dataset, dataset, deadline))
+    return (yield from _ready(core, Dataset, dataset, deadline, str(source)))
 
 
 def _filled(section: str, given: Any) -> Any:
@@ -200,16 +200,19 @@ def _upload(
     return record
 
 
-def _ready(core: Core, kind: type[Upload], record: Upload, deadline: float | None) -> Operation[Upload]:
-    """`record` once the server has checked it. Raises `UploadRefused`, `Timeout`."""
+def _ready(
+    core: Core, kind: type[Upload], record: Upload, deadline: float | None, called: str | None = None
+) -> Operation[Upload]:
+    """`record` once the server has checked it, `called` so here. Raises `UploadRefused`, `Timeout`."""
+    called = called or record.filename or record.id
     while record.state == "checking":
-        check_deadline(core, deadline, f"the server checked {record.filename or record.id}")
+        check_deadline(core, deadline, f"the server checked {called}")
         asked = core.now()
         wait = LONG_POLL_SECONDS if deadline is None else min(LONG_POLL_SECONDS, max(0.0, deadline - asked))
         record = yield from fetch(core, kind, f"{PATHS[kind]}/{record.id}", wait=wait)
         if record.state == "checking" and core.now() - asked < POLL_SECONDS:
             yield Sleep(POLL_SECONDS)  # a server that does not hold the answer back is not to be hammered
-    return raise_if_refused(record)
+    return raise_if_refused(record, called)
 
 
 def _delete(core: Core, path: str) -> Operation[None]:
