@@ -185,15 +185,30 @@ def finish(
     outbox.settle(session, "run", job.id)
 
 
-def release(session: Session, lease: Lease, now: datetime | None = None, *, reason: str = "worker stopped") -> None:
-    """Give the job back, to be claimed again at once: a worker that stops in an orderly way. Counts as no death.
+def release(
+    session: Session, lease: Lease, now: datetime | None = None, *, reason: str = "worker stopped", delay: float = 0.0
+) -> None:
+    """Give the job back, to be claimed again: a worker that stops in an orderly way, or cannot work just now, in which
+    case the job is not rung for in the next `delay` seconds. Counts as no death.
 
     A job that is being cancelled is cancelled instead. Raises `LeaseLost`.
     """
     now = now or now_utc()
     job, attempt = _fenced(session, lease)
     _end(job, attempt, "released", now)
-    _requeue_or_cancel(session, job, attempt, now, reason)
+    _requeue_or_cancel(session, job, attempt, now, reason, delay)
+
+
+def died(
+    session: Session, lease: Lease, error: Mapping[str, Any], now: datetime | None = None, *,
+    events: Iterable[EventLine] = (), output_tail: str | None = None,
+) -> None:  # fmt: skip
+    """The attempt came to nothing, and its worker lives to say why: `reap` without the wait. Raises `LeaseLost`."""
+    now = now or now_utc()
+    job, attempt = _fenced(session, lease)
+    append_to(session, job, attempt.number, [*events, ("attempt/died", error)], now)
+    attempt.heartbeat_at = now
+    _lost(session, job, attempt, now, storable(error), "attempt died", output_tail)
 
 
 def reap(session: Session, now: datetime | None = None, limit: int = 100) -> list[str]:
@@ -212,15 +227,21 @@ def reap(session: Session, now: datetime | None = None, limit: int = 100) -> lis
         attempt = session.get(Attempt, job.current_attempt_id or "", populate_existing=True)
         if attempt is None or job.state not in HELD or attempt.expires_at >= now:
             continue  # it was finished, or beat again, before we held the row
-        job.deaths += 1
-        lost = {"code": "worker_lost", "message": "the worker fell silent and its lease expired", "faults": []}
-        _end(job, attempt, "lost", now, error=lost)
-        if job.deaths >= MAX_DEATHS and job.state != "cancelling":
-            _give_up(session, job, attempt, now)
-        else:
-            _requeue_or_cancel(session, job, attempt, now, "worker lost")
+        error = {"code": "worker_lost", "message": "the worker fell silent and its lease expired", "faults": []}
+        _lost(session, job, attempt, now, error, "worker lost")
         reaped.append(job_id)
     return reaped
+
+
+def _lost(
+    session: Session, job: Job, attempt: Attempt, now: datetime, error: Any, reason: str, output_tail: str | None = None
+) -> None:
+    job.deaths += 1
+    _end(job, attempt, "lost", now, error=error, output_tail=output_tail)
+    if job.deaths >= MAX_DEATHS and job.state != "cancelling":
+        _give_up(session, job, attempt, now)
+    else:
+        _requeue_or_cancel(session, job, attempt, now, reason)
 
 
 def _give_up(session: Session, job: Job, attempt: Attempt, now: datetime) -> None:
@@ -230,12 +251,14 @@ def _give_up(session: Session, job: Job, attempt: Attempt, now: datetime) -> Non
     append_to(session, job, attempt.number, [state_event(job, error=job.error)], now)
 
 
-def _requeue_or_cancel(session: Session, job: Job, attempt: Attempt, now: datetime, reason: str) -> None:
+def _requeue_or_cancel(
+    session: Session, job: Job, attempt: Attempt, now: datetime, reason: str, delay: float = 0.0
+) -> None:
     if job.state == "cancelling":
         move(job, "cancelled", now)
     else:
         move(job, "queued", now)
-        outbox.add(session, "run", job.id, job.queue, now)
+        outbox.add(session, "run", job.id, job.queue, now, delay=delay)
     append_to(session, job, attempt.number, [state_event(job, reason=reason, deaths=job.deaths)], now)
 
 

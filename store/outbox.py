@@ -20,16 +20,19 @@ BACKOFF_SECONDS = (5, 10, 20, 30)  # after the 1st, 2nd, 3rd, 4th and every late
 INSPECT_QUEUE = "inspect"
 
 
-def add(session: Session, topic: Topic, subject_id: str, queue: str, now: datetime | None = None) -> None:
-    """Have `subject_id` published to `queue`, from now on. One that is there already starts over."""
+def add(
+    session: Session, topic: Topic, subject_id: str, queue: str, now: datetime | None = None, *, delay: float = 0.0
+) -> None:
+    """Have `subject_id` published to `queue`, from `delay` seconds on. One that is there already starts over."""
     now = now or now_utc()
+    next_at = now + timedelta(seconds=delay)
     same = (OutboxMessage.topic == topic) & (OutboxMessage.subject_id == subject_id)
     message = session.scalars(select(OutboxMessage).where(same).with_for_update()).one_or_none()
     if message is not None:
-        message.queue, message.next_at, message.rings = queue, now, 0
+        message.queue, message.next_at, message.rings = queue, next_at, 0
     else:
         message = OutboxMessage(
-            id=new_id("out"), topic=topic, subject_id=subject_id, queue=queue, created_at=now, next_at=now
+            id=new_id("out"), topic=topic, subject_id=subject_id, queue=queue, created_at=now, next_at=next_at
         )
         session.add(message)
     session.flush()

@@ -172,13 +172,20 @@ def extend_check(session: Session, check: Check, now: datetime | None = None) ->
     return True
 
 
-def release_check(session: Session, check: Check, now: datetime | None = None) -> None:
-    """Give the check back, to be taken again at once: a worker that stops in an orderly way. Raises `LeaseLost`."""
+def release_check(
+    session: Session, check: Check, now: datetime | None = None, *, delay: float = 0.0, died: bool = False
+) -> None:
+    """Give the check back, to be taken again: a worker that stops in an orderly way, or cannot work just now, in which
+    case it is not rung for in the next `delay` seconds. `died`: it counts among those that died at it.
+
+    Raises `LeaseLost`.
+    """
     now = now or now_utc()
     subject = _checked(session, check)
     subject.check_token = subject.check_expires_at = None
-    subject.check_count -= 1
-    outbox.add(session, _topic(type(subject)), subject.id, outbox.INSPECT_QUEUE, now)
+    if not died:
+        subject.check_count -= 1
+    outbox.add(session, _topic(type(subject)), subject.id, outbox.INSPECT_QUEUE, now, delay=delay)
 
 
 def set_ready(session: Session, check: Check, summary: Mapping[str, Any], now: datetime | None = None) -> None:

@@ -9,9 +9,9 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from core.errors import BillhookError, Fault
 from core.events import STAGES
@@ -54,6 +54,49 @@ def checked_report(files: Mapping[str, Path]) -> Report:
         ) from None
     except (ValueError, RecursionError) as error:
         raise OutputRefused("the job's report.json is not JSON") from error
+
+
+class _Answer(BaseModel):
+    """What others rely on in an answer of a child; it may say more."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+
+class _Tensor(_Answer):
+    name: str
+    shape: list[int | str]
+
+
+class ModelSummary(_Answer):
+    sha256: str
+    params: int
+    macs: int
+    inputs: list[_Tensor]
+    outputs: list[_Tensor]
+
+
+class _Split(_Answer):
+    images: int
+    per_class: dict[str, int]
+
+
+class DatasetSummary(_Answer):
+    images: int
+    classes: list[str]
+    image_shape: Annotated[list[int], Field(min_length=3, max_length=3)]
+    splits: dict[str, _Split]
+
+
+SUMMARIES: Mapping[str, type[_Answer]] = {"model": ModelSummary, "dataset": DatasetSummary}
+
+
+def checked_summary(kind: Literal["model", "dataset"], body: Mapping[str, Any]) -> Mapping[str, Any]:
+    """`body`, what a child found in an upload. Raises `OutputRefused` if it is no summary."""
+    try:
+        SUMMARIES[kind].model_validate(body)
+    except ValidationError as error:
+        raise OutputRefused(f"what was found in the {kind} is not a summary", faults=_faults(error, "")) from error
+    return body
 
 
 def short_results(report: Report) -> dict[str, Any]:

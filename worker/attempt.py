@@ -6,11 +6,9 @@ answer is tried again for as long as the lease may still be ours.
 
 from __future__ import annotations
 
-import dataclasses
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,11 +22,10 @@ from core.errors import BillhookError
 from core.job import DatasetInput, JobInputs, ModelInput
 from core.recipe import Recipe, Requirements
 from store import jobs, leases
-from store.columns import now_utc, storable, storable_text
 from store.database import reading, transaction
 from store.errors import LeaseLost, StorageUnavailable
 from store.leases import Lease
-from store.records import Artifact, Attempt, Dataset, Job, Model, TerminalState
+from store.records import Artifact, Dataset, Job, Model, TerminalState
 from worker.answers import checked_report, error_body, last_stage, short_results, split_progress, unexpected
 from worker.context import Context
 from worker.environment import environment
@@ -115,33 +112,34 @@ class RunningAttempt:
 
     def run(self) -> None:
         """The whole of it. Raises `LeaseLost` when somebody else has the job."""
-        with work_directory(self._context.work_root, self._lease.attempt_id) as self._workdir:
-            try:
+        try:
+            with work_directory(self._context.work_root, self._lease.attempt_id) as self._workdir:
                 self._patiently(self._prepare)
                 ended = supervise(
                     "run", self._workdir, self._context.limits(self._lease.run_seconds_left), order=self._order,
                     store=self._store, gpu=self._gpu, command=self._context.command,
                 )  # fmt: skip
                 self._close(ended)
-            except LeaseLost:
-                raise
-            except StorageUnavailable as error:
-                if self._context.stopping.is_set():
-                    self._write(lambda session: leases.release(session, self._lease))
-                else:  # perhaps another worker reaches it
-                    self._died(error.as_dict(), (), "")
-            except BillhookError as error:  # an input that is gone or damaged, or something unfit in state/ or out/
-                self.fail(error.as_dict())
-            except OperationalError as error:  # nothing can be written, nor said: the lease runs out
-                log.warning("the database is away; the attempt is given up", job=self._lease.job_id,
-                            error=type(error).__name__)  # fmt: skip
-            except Exception as error:  # a defect of ours: better a failed job than one that runs for ever
-                log.exception("attempt failed", job=self._lease.job_id, attempt=self._lease.number)
-                self.fail(unexpected(error))
+        except LeaseLost:
+            raise
+        except (StorageUnavailable, OSError) as error:  # the storage is away, or the disk full: the job is not to blame
+            log.warning("the job cannot be done now; it is given back", job=self._lease.job_id, error=str(error))
+            self._release("storage or disk unavailable", self._context.away_seconds)
+        except BillhookError as error:  # an input that is gone or damaged, or something unfit in state/ or out/
+            self.fail(error.as_dict())
+        except OperationalError as error:  # nothing can be written, nor said: the lease runs out
+            log.warning("the database is away; the attempt is given up", job=self._lease.job_id,
+                        error=type(error).__name__)  # fmt: skip
+        except Exception as error:  # a defect of ours: better a failed job than one that runs for ever
+            log.exception("attempt failed", job=self._lease.job_id, attempt=self._lease.number)
+            self.fail(unexpected(error))
 
     def fail(self, error: Mapping[str, Any], events: Sequence[EventLine] = (), output_tail: str | None = None) -> None:
         """Close the job as failed, for good. Raises `LeaseLost`."""
         self._finish("failed", error=error, events=events, output_tail=output_tail)
+
+    def _release(self, reason: str, delay: float = 0.0) -> None:
+        self._write(lambda session: leases.release(session, self._lease, reason=reason, delay=delay))
 
     def _order(self) -> Order | None:
         return self._heart.order()
@@ -234,8 +232,8 @@ class RunningAttempt:
             self.fail(error_body(ended.body), rest, ended.output_tail)
         elif ended.verdict == "cancelled":
             self._finish("cancelled", events=rest, output_tail=ended.output_tail)
-        elif ended.verdict == "stopped":
-            self._write(lambda session: leases.release(session, self._lease))
+        elif self._context.told_to_stop(ended):
+            self._release("worker stopped")
         else:
             self._died(ended.body, rest, ended.output_tail)
 
@@ -257,17 +255,7 @@ class RunningAttempt:
         log.warning("attempt died", job=self._lease.job_id, attempt=self._lease.number, error=error["message"],
                     output_tail=output_tail)  # fmt: skip
 
-        def write(session: Session) -> None:
-            # the lease ends now, and the reaper's rules hold: queued again, cancelled, or given up as poison
-            now = now_utc()
-            leases.append_events(session, self._lease, [*rest, ("attempt/died", error)], now)
-            leases.heartbeat(session, dataclasses.replace(self._lease, seconds=0.0), now)
-            leases.reap(session, now + timedelta(milliseconds=1))
-            attempt = session.get_one(Attempt, self._lease.attempt_id)
-            attempt.error = storable(error)
-            attempt.output_tail = storable_text(output_tail)
-
-        self._write(write)
+        self._write(lambda session: leases.died(session, self._lease, error, events=rest, output_tail=output_tail))
 
     def _finish(
         self, state: TerminalState, *, results: Mapping[str, Any] | None = None, error: Mapping[str, Any] | None = None,

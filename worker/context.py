@@ -16,7 +16,10 @@ from store.artifacts import ArtifactStore
 from store.database import connect
 from store.settings import Settings
 from worker.guard import Limits
-from worker.supervisor import CHILD
+from worker.supervisor import CHILD, Ended
+
+STOP_SECONDS = 0.5
+AWAY_SECONDS = 45.0
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,16 @@ class Context:
     gpu: int | None = None
     command: Sequence[str] = CHILD
     stopping: threading.Event = field(default_factory=threading.Event)
+
+    def told_to_stop(self, ended: Ended) -> bool:
+        """Whether the child ended because this worker is to stop. Both may be told at once, and the child be quicker."""
+        return ended.verdict == "stopped" or (ended.verdict == "terminated" and self.stopping.wait(STOP_SECONDS))
+
+    @property
+    def away_seconds(self) -> float:
+        """When work that could not be done here is to be offered again: later, unless it is only this worker that
+        ends."""
+        return 0.0 if self.stopping.is_set() else AWAY_SECONDS
 
     @property
     def work_root(self) -> Path:

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 
 import structlog
 from sqlalchemy.orm import Session
 
-from core.errors import BillhookError
 from core.job import DatasetInput, ModelInput
 from store import uploads
 from store.database import reading, transaction
 from store.errors import ArtifactCorrupt, ArtifactMissing, LeaseLost, StorageUnavailable
 from store.records import Dataset, Model
 from store.uploads import Check
-from worker.answers import error_body
+from worker.answers import OutputRefused, checked_summary, error_body
 from worker.attempt import fetch_dataset, fetch_model
 from worker.context import Context
 from worker.heart import Heart, Held
@@ -33,31 +31,40 @@ def check_upload(context: Context, subject_id: str) -> None:
     if check is None:
         log.info("nothing to do", subject=subject_id)
         return
-    with heart_of(context, check) as heart, work_directory(context.work_root, check.token) as workdir:
-        try:
-            with reading(context.engine) as session:
-                subject = _subject(session, check)
-                session.expunge_all()  # no transaction is held while the file is fetched
-            if subject is None:
-                log.info("nothing to do", subject=subject_id, state="deleted")
-                return
-            inputs: ModelInput | DatasetInput
-            if isinstance(subject, Model):
-                inputs = fetch_model(context, subject, workdir)
-            else:
-                inputs = fetch_dataset(context, subject, workdir)
-            (workdir / "job.json").write_text(inputs.model_dump_json(), encoding="utf-8")
-            ended = supervise(
-                f"inspect_{check.kind}", workdir, context.limits(context.settings.inspect_seconds_limit),
-                order=heart.order, store=_ignore, command=context.command,
-            )  # fmt: skip
-            _close(context, check, heart, ended)
-        except (ArtifactMissing, ArtifactCorrupt) as error:
-            _refuse(context, check, error)
-        except StorageUnavailable as error:  # the check's lease runs out, and another worker tries
-            log.warning("upload not checked", subject=subject_id, error=error.message)
-        except LeaseLost:
-            log.warning("lease lost; nothing more is written", subject=subject_id)
+    try:
+        with heart_of(context, check) as heart:
+            try:
+                _check(context, check, heart)
+            except (ArtifactMissing, ArtifactCorrupt, OutputRefused) as error:
+                with transaction(context.engine) as session:
+                    uploads.set_refused(session, check, error.as_dict())
+            except (StorageUnavailable, OSError) as error:  # the storage is away, or the disk full: no fault of it
+                log.warning("the upload cannot be checked now; it is given back", subject=subject_id, error=str(error))
+                with transaction(context.engine) as session:
+                    uploads.release_check(session, check, delay=context.away_seconds)
+    except LeaseLost:
+        log.warning("lease lost; nothing more is written", subject=subject_id)
+
+
+def _check(context: Context, check: Check, heart: Heart) -> None:
+    with work_directory(context.work_root, check.token) as workdir:
+        with reading(context.engine) as session:
+            subject = _subject(session, check)
+            session.expunge_all()  # no transaction is held while the file is fetched
+        if subject is None:
+            log.info("nothing to do", subject=check.subject_id, state="deleted")
+            return
+        inputs: ModelInput | DatasetInput
+        if isinstance(subject, Model):
+            inputs = fetch_model(context, subject, workdir)
+        else:
+            inputs = fetch_dataset(context, subject, workdir)
+        (workdir / "job.json").write_text(inputs.model_dump_json(), encoding="utf-8")
+        ended = supervise(
+            f"inspect_{check.kind}", workdir, context.limits(context.settings.inspect_seconds_limit),
+            order=heart.order, store=_ignore, command=context.command,
+        )  # fmt: skip
+    _close(context, check, heart, ended)
 
 
 def heart_of(context: Context, check: Check) -> Heart:
@@ -90,21 +97,14 @@ def _close(context: Context, check: Check, heart: Heart, ended: Ended) -> None:
         raise LeaseLost("the check's lease was lost while the child ran")
     log.info("child ended", subject=check.subject_id, verdict=ended.verdict, error=ended.body.get("code"),
              peak_memory_bytes=ended.peak_memory_bytes)  # fmt: skip
-    if ended.verdict == "died":
+    # waited for before the transaction; after three deaths the store refuses the upload
+    died = ended.verdict in ("died", "terminated") and not context.told_to_stop(ended)
+    if died:
         log.warning("child died", subject=check.subject_id, error=ended.body["message"], output_tail=ended.output_tail)
-        with transaction(context.engine) as session:
-            # the check's lease ends now: it is tried again, and after three deaths the store refuses the upload
-            uploads.extend_check(session, dataclasses.replace(check, seconds=0.0))
-        return
     with transaction(context.engine) as session:
         if ended.verdict == "result":
-            uploads.set_ready(session, check, ended.body)
+            uploads.set_ready(session, check, checked_summary(check.kind, ended.body))
         elif ended.verdict == "error":
             uploads.set_refused(session, check, error_body(ended.body))
         else:
-            uploads.release_check(session, check)
-
-
-def _refuse(context: Context, check: Check, error: BillhookError) -> None:
-    with transaction(context.engine) as session:
-        uploads.set_refused(session, check, error.as_dict())
+            uploads.release_check(session, check, died=died)

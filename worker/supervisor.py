@@ -28,12 +28,14 @@ TAIL_BYTES = 8_192
 PIPE_BYTES = 2**20  # the most that Linux lets a process have in a pipe
 
 Store = Callable[[Sequence[EventLine]], None]
-Verdict = Literal["result", "error", "died", "cancelled", "stopped", "lost"]
+Verdict = Literal["result", "error", "died", "terminated", "cancelled", "stopped", "lost"]
 
 
 @dataclass(frozen=True)
 class Ended:
     """How a child ended. `body` is the result, or the error as {code, message, faults}; empty where there is neither.
+
+    `terminated`: by a SIGTERM that was not ours. Where a service is stopped, it may go to all processes at once.
 
     `rest` are the events that were not stored yet: they belong into the transaction that closes the job.
     """
@@ -154,7 +156,8 @@ def _ended(child: subprocess.Popen[bytes], guard: Guard, lines: Lines, rest: Seq
     if child.returncode == -signal.SIGXCPU:
         error = {"code": "time_limit", "message": "the job used more CPU time than it may", "faults": []}
         return Ended("error", error, rest, tail, guard.peak_memory_bytes)
-    return Ended("died", death(child.returncode), rest, tail, guard.peak_memory_bytes)
+    verdict: Verdict = "terminated" if child.returncode == -signal.SIGTERM else "died"
+    return Ended(verdict, death(child.returncode), rest, tail, guard.peak_memory_bytes)
 
 
 def death(status: int) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from typing import Any
 
 from core.errors import Fault, ModelUnreadable
 from core.events import Emit
-from tests.worker.reports import REPORT
+from tests.worker.reports import DATASET_SUMMARY, MODEL_SUMMARY, REPORT
 from worker.child import main
 
 CHECKPOINT = "state/checkpoint.safetensors"
@@ -125,7 +125,7 @@ def look_round(workdir: Path, emit: Emit, plan: dict[str, Any]) -> dict[str, Any
 def babble(workdir: Path, emit: Emit, plan: dict[str, Any]) -> dict[str, Any]:
     descriptor = int(next(item for item in sys.argv if item.startswith("--events-fd=")).partition("=")[2])
     os.write(descriptor, plan["say"].encode() * plan.get("times", 1))
-    time.sleep(5)
+    time.sleep(plan.get("seconds", 5))
     return {}
 
 
@@ -203,7 +203,8 @@ def inspect(workdir: Path, emit: Emit) -> Mapping[str, Any]:
     content = Path(inputs["path"]).read_text() if inputs["path"] else "fine"
     if content in PLANS:
         return PLANS[content](workdir, emit, {})
-    return {"format": inputs["format"], "content": content}
+    summary = DATASET_SUMMARY if inputs["format"] == "digits" else MODEL_SUMMARY
+    return summary | {"content": content, **({"sha256": 1} if content == "badly described" else {})}
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A report as `core` writes it, with little in it. `RESULTS` is what a list of jobs shows of it."""
+"""A report and summaries as `core` writes them, with little in them. `RESULTS` is what a list of jobs shows of it."""
 
 from __future__ import annotations
 
@@ -18,4 +18,12 @@ REPORT: dict[str, Any] = {
 RESULTS = {
     "ratios": {"macs_ratio": 0.5}, "accuracy": {"original": 0.5, "pruned": 0.5}, "target_met": True,
     "requirements_met": True,
+}  # fmt: skip
+MODEL_SUMMARY: dict[str, Any] = {
+    "sha256": "0" * 64, "params": 1, "macs": 1, "inputs": [{"name": "x", "shape": ["N", 1, 8, 8]}],
+    "outputs": [{"name": "y", "shape": ["N", 10]}],
+}  # fmt: skip
+DATASET_SUMMARY: dict[str, Any] = {
+    "images": 2, "classes": ["a", "b"], "image_shape": [1, 8, 8],
+    "splits": {"train": {"images": 2, "per_class": {"a": 1, "b": 1}}},
 }  # fmt: skip

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -11,7 +14,10 @@ from contextlib import contextmanager
 import pytest
 
 from store import leases
+from store.artifacts import ArtifactStore
+from store.columns import now_utc
 from store.database import transaction
+from store.errors import StorageUnavailable
 from store.reaper import reap
 from tests.worker.house import FAKE_CHILD, House, wait_for
 from tests.worker.reports import RESULTS
@@ -153,7 +159,9 @@ def test_what_a_job_did_not_leave_is_named(house: House) -> None:
 
 def test_a_number_that_no_float_holds_is_no_progress(house: House) -> None:
     say = '{"name":"progress","body":{"stage":"prune","fraction":1' + "0" * 400 + "}}\n"
-    job_id = house.job(do="babble", say=say + '{"name":"error","body":{"code":"x","message":"y","faults":["z"]}}\n')
+    job_id = house.job(
+        do="babble", seconds=0.2, say=say + '{"name":"error","body":{"code":"x","message":"y","faults":["z"]}}\n'
+    )
     run_job(house.context, job_id)
     job = house.read(job_id)
     assert (job.state, job.stage, job.progress) == ("failed", "prune", 0.0)
@@ -265,6 +273,48 @@ def test_a_worker_that_stops_gives_the_job_back_at_once(house: House) -> None:
         house.context.stopping.set()
     job, (attempt,) = house.read(job_id), house.attempts(job_id)
     assert (job.state, job.deaths, attempt.outcome) == ("queued", 0, "released")
+
+
+def test_a_sigterm_to_all_processes_at_once_is_no_death(house: House) -> None:
+    job_id = house.job(do="hang")
+    with running(house, job_id):  # as systemd stops a service: the child may be quicker than the worker
+        (pid,) = [event.body["pid"] for event in house.events(job_id) if "pid" in event.body]
+        os.kill(pid, signal.SIGTERM)
+        time.sleep(0.15)
+        house.context.stopping.set()
+    job, (attempt,) = house.read(job_id), house.attempts(job_id)
+    assert (job.state, job.deaths, attempt.outcome) == ("queued", 0, "released")
+
+
+def test_a_sigterm_to_the_child_alone_is_a_death(house: House) -> None:
+    job_id = house.job(do="hang")
+    with running(house, job_id):
+        (pid,) = [event.body["pid"] for event in house.events(job_id) if "pid" in event.body]
+        os.kill(pid, signal.SIGTERM)
+    assert (house.read(job_id).state, house.read(job_id).deaths) == ("queued", 1)
+
+
+@pytest.mark.parametrize(
+    "error", [StorageUnavailable("away"), OSError(errno.ENOSPC, "the disk is full")], ids=["storage", "disk"]
+)
+def test_a_job_is_not_to_blame_for_storage_or_disk(
+    house: House, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def away(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("worker.attempt.PATIENCE_SECONDS", -1.0)
+    monkeypatch.setattr(ArtifactStore, "get_file", away)
+    job_id = house.job(do="train", epochs=0)
+    for _ in range(4):
+        run_job(house.context, job_id)
+    job = house.read(job_id)
+    assert (job.state, job.deaths, job.error) == ("queued", 0, None)
+    assert {attempt.outcome for attempt in house.attempts(job_id)} == {"released"}
+    assert 30 < (house.next_ring(job_id) - now_utc()).total_seconds() <= 60
+    monkeypatch.undo()
+    run_job(house.context, job_id)
+    assert house.read(job_id).state == "succeeded"
 
 
 @pytest.mark.parametrize("state", ["missing", "claimed", "terminal"])
