@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 from collections import Counter
@@ -16,19 +17,23 @@ from api.errors import Refused
 from core.documents import pointer_to
 from core.errors import Fault
 from core.faults import faults_of
+from store.settings import Settings
 
 Document = TypeVar("Document", bound=BaseModel)
 
 
-async def read_body(request: Request, limit: int) -> bytes:
-    """The whole body. Raises `Refused` (`body_too_large`, `upload_incomplete`)."""
-    check_length(request, limit)
+async def read_body(request: Request, settings: Settings) -> bytes:
+    """The whole body. Raises `Refused` (`body_too_large`, `upload_incomplete`, `upload_timeout`)."""
+    check_length(request, settings.max_json_bytes)
     body = bytearray()
     try:
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > limit:
-                raise too_large(limit)
+        async with asyncio.timeout(settings.upload_idle_seconds):  # in all: it is small
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > settings.max_json_bytes:
+                    raise too_large(settings.max_json_bytes)
+    except TimeoutError:
+        raise Refused("upload_timeout", "the body took too long and was given up") from None
     except ClientDisconnect:
         raise Refused("upload_incomplete", "the connection broke before the body was complete") from None
     return bytes(body)

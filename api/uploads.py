@@ -196,9 +196,13 @@ async def _read_form(request: Request, settings: Settings, sink: _Sink) -> dict[
     if stray := set(request.query_params) - {"wait"}:
         faults = [Fault(f"/{name}", "with a form, this goes into the form") for name in sorted(stray)]
         raise Refused("parameter_invalid", f"{len(faults)} parameter(s) cannot be used", faults=faults)
+    read = 0
     try:
         parser = MultipartParser(boundary, form.callbacks())  # type: ignore[arg-type]
         async for chunk in _chunks(request, settings):
+            read += len(chunk)
+            if read > settings.max_upload_bytes + MULTIPART_SLACK:  # what stands before and behind the parts, too
+                raise too_large(settings.max_upload_bytes)
             parser.write(chunk)
             await sink.flush(BUFFER_BYTES)
         parser.finalize()

@@ -56,7 +56,11 @@ class Settings(BaseSettings):
     max_upload_bytes: int = Field(4 * GIB, ge=1, description="largest model or dataset taken")
     max_json_bytes: int = Field(2**20, ge=1_024, description="largest JSON body taken")
     min_free_bytes: int = Field(GIB // 2, ge=0, description="free space that an upload must leave on the disk")
-    upload_idle_seconds: float = Field(60, gt=0, description="an upload that sends nothing for so long is given up")
+    upload_idle_seconds: float = Field(
+        60,
+        gt=0,
+        description="an upload that sends nothing for so long is given up, and a JSON body that is not there by then",
+    )
     long_poll_seconds: float = Field(60, ge=0, le=600, description="the longest ?wait= that is honoured")
     long_poll_interval_seconds: float = Field(0.2, gt=0, le=10, description="how often a waiting request looks again")
 

@@ -36,7 +36,7 @@ async def upload_dataset(
     It is then checked; `?wait=` waits for the outcome.
     """
     if media_type(request) == "application/json":
-        body = await read_body(request, services.settings.max_json_bytes)
+        body = await read_body(request, services.settings)
         dataset, new = await run_in_threadpool(_store_builtin, services, caller.owner, parse_json(body))
     else:
         async with receive_upload(request, services.settings, FORMATS, FIELDS) as received:

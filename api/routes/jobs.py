@@ -38,7 +38,7 @@ async def submit_job(request: Request, services: Shared, caller: Caller) -> JSON
     if key is not None and not _KEY.fullmatch(key):
         fault = Fault("/Idempotency-Key", "the header is empty, too long or not plain text", "1 to 255 of ! to ~")
         raise Refused("parameter_invalid", "the Idempotency-Key cannot be used", faults=[fault])
-    body = await read_body(request, services.settings.max_json_bytes)
+    body = await read_body(request, services.settings)
     answer, replayed = await run_in_threadpool(_submit, services, caller.owner, key, body)
     headers = answer.headers | ({"Idempotent-Replayed": "true"} if replayed else {})
     return JSONResponse(answer.body, status_code=answer.status, headers=headers)

@@ -51,7 +51,7 @@ async def check_recipe(request: Request, services: Shared) -> CheckedRecipe:
     Nothing is kept.
     """
     require_json(request)
-    body = await read_body(request, services.settings.max_json_bytes)
+    body = await read_body(request, services.settings)
     return await run_in_threadpool(_checked, services, body)
 
 
