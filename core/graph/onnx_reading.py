@@ -43,6 +43,7 @@ class Reading:
         self._phantoms: dict[fx.Node, Tensor] = {}
         self._others: dict[fx.Node, Tensor] = {}  # of the second example; none where it does not fit
         self._shared: dict[tuple[Any, ...], str] = {}
+        self._weights: dict[str, NodeProto] = {}  # weight -> the node whose layer has it
         self._taken: set[str] = set()
         self._prefixes: set[str] = set()
 
@@ -173,10 +174,18 @@ class Reading:
     def layer(
         self, node: NodeProto, weight: str, make: Callable[[], nn.Module], x: fx.Node, shared: tuple[Any, ...] = ()
     ) -> fx.Node:
-        """A layer applied to `x`, named after its weight or its node. Nodes that agree in `shared` use one layer."""
+        """A layer applied to `x`, named after its weight or its node. Nodes that agree in `shared` use one layer.
+
+        Raises `OperatorUnknown` where nodes share a weight, but not a layer: as two layers it would be counted twice,
+        and training would part them. (Vectors may be shared: exporters merge those that happen to be equal.)
+        """
         key = (node.op_type, *shared)
         name = self._shared.get(key) if shared else None
         if name is None:
+            if weight in self.constants and self.constants[weight].ndim > 1:
+                other = self._weights.setdefault(weight, node)
+                if other.output[0] != node.output[0]:
+                    raise self.unknown(node, f"the weight {weight!r} of node {described(other)} in an unlike layer")
             name = self._unique(layer_name(node, weight))
             self._attach(name, make())
             if shared:

@@ -251,6 +251,14 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "reflected padding": (
         {"body": 'y = Pad<mode="reflect">(x, p)', "weights": {"p": axes(0, 0, 1, 1, 0, 0, 1, 1)}}, "'reflect'",
     ),
+    "a weight shared by unlike layers": (
+        {"body": "a = Conv<pads=[1,1,1,1]>(x, w)  b = Conv<pads=[2,2,2,2], dilations=[2,2]>(x, w)  y = Add(a, b)",
+         "weights": {"w": (6, 4, 3, 3)}}, "the weight 'w' of node 'n0' in an unlike layer",
+    ),
+    "a matrix shared by products": (
+        {"body": "a = MatMul(x, w)  b = Relu(a)  y = MatMul(b, w)", "weights": {"w": (12, 12)}, **FLAT},
+        "the weight 'w' of node 'n0'",
+    ),
     "transposed A": ({"body": "y = Gemm<transA=1>(x, w)", "weights": {"w": (12, 5)}, **FLAT}, "transA = 1"),
     "a product of activations": ({"body": "y = MatMul(x, x)"}, "a product of two activations"),
     "training mode": (
