@@ -73,7 +73,9 @@ def fit_faults(
     else:
         faults = per_channel_faults(options, 1 if resolved == "L" else 3)
     have = image_shape[1:]
-    if any(isinstance(want, int) and want != got for want, got in zip(sides, have, strict=True)):
+    # in the wrong layout the sides are not the sides: one mistake, one fault
+    misread = any(fault.pointer == "/preprocess/layout" for fault in faults)
+    if not misread and any(isinstance(want, int) and want != got for want, got in zip(sides, have, strict=True)):
         target = [want if isinstance(want, int) else got for want, got in zip(sides, have, strict=True)]
         message = f"images are {have[0]}×{have[1]}, the model's input is {_text(shape)} ({options.layout})"
         faults.append(Fault("/preprocess/size", message, f"{target}, or another layout"))

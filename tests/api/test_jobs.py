@@ -149,7 +149,7 @@ def test_the_input_must_be_ready(api: Api) -> None:
         ({}, {"image_shape": [1, 12, 12]}, {}, {"/datasets/0/preprocess/size"}),
         ({}, {"classes": ["a"]}, {}, {"/datasets/0/preprocess/class_order"}),
         ({}, {"image_shape": [3, 8, 8]}, {"channels": "RGB"}, {"/datasets/0/preprocess/channels"}),
-        ({}, {}, {"layout": "NHWC"}, {"/datasets/0/preprocess/layout", "/datasets/0/preprocess/size"}),
+        ({}, {}, {"layout": "NHWC"}, {"/datasets/0/preprocess/layout"}),
         ({"inputs": [{"name": "x", "shape": ["n", 1, "h", "w"]}]}, {"image_shape": [1, 12, 12]}, {}, set()),
         ({"inputs": []}, {"classes": ["a"]}, {}, {"/model"}),
         ({"inputs": "?"}, {}, {}, set()),

@@ -71,7 +71,8 @@ def test_channels_that_are_given_must_be_the_model_s(load: Load, make_npz: Npz) 
 
 
 def test_the_other_layout_is_proposed(rgb: Dataset) -> None:
-    assert faults_of(rgb, [spec("n", 6, 5, 3)], [spec("n", 4)])["/preprocess/layout"][1] == "NHWC"
+    faults = faults_of(rgb, [spec("n", 6, 5, 3)], [spec("n", 4)])
+    assert {pointer: expected for pointer, (_, expected) in faults.items()} == {"/preprocess/layout": "NHWC"}
 
 
 def test_nhwc(load: Load, make_npz: Npz) -> None:
