@@ -29,13 +29,14 @@ MAX_FAULTS = 20
 @dataclass(frozen=True)
 class Limits:
     """Caps on an archive. The ratio (unpacked over packed) counts only past `ratio_floor_bytes`: small flat images and
-    constant arrays pack very well."""
+    constant arrays pack very well. `members_hint` ends the sentence that refuses an archive of too many members."""
 
     members: int = 5_000_000
     member_bytes: int = 256 * MIB
     total_bytes: int = 64 * GIB
     ratio: float = 200.0
     ratio_floor_bytes: int = 16 * MIB
+    members_hint: str = ""
 
 
 _END = struct.Struct("<4s4H2LH")  # end of central directory
@@ -104,7 +105,7 @@ def _check_directory(path: Path, limits: Limits) -> None:
                 members, directory_bytes = record[7], record[8]
     if members > limits.members or directory_bytes > limits.members * _DIRECTORY_BYTES_PER_MEMBER:
         fault = Fault("/file", f"{members} members in a directory of {directory_bytes} bytes",
-                      f"at most {limits.members} members")  # fmt: skip
+                      f"at most {limits.members} members{limits.members_hint}")  # fmt: skip
         raise DatasetTooLarge("the archive has too many members", faults=[fault])
 
 
@@ -128,7 +129,7 @@ def _check_members(members: list[zipfile.ZipInfo], packed: int, limits: Limits) 
             large.append(Fault(where, message, f"at most {limits.ratio:g} times its packed size"))
     total = sum(member.file_size for member in members)
     if len(members) > limits.members:
-        large.append(Fault("/file", f"{len(members)} members", f"at most {limits.members}"))
+        large.append(Fault("/file", f"{len(members)} members", f"at most {limits.members}{limits.members_hint}"))
     if total > limits.total_bytes:
         large.append(Fault("/file", f"{total} bytes unpacked", f"at most {limits.total_bytes} bytes"))
     elif total > max(limits.ratio_floor_bytes, limits.ratio * packed):

@@ -23,7 +23,8 @@ from core.data.source import Images, Source, SplitName, pointer
 from core.errors import DatasetTooLarge, DatasetUnreadable, DatasetUnsuitable, Fault
 from core.job import Preprocess
 
-LIMITS = Limits(members=64, member_bytes=32 * GIB, total_bytes=64 * GIB)
+_ZIP = "an image folder is a .zip"
+LIMITS = Limits(members=64, member_bytes=32 * GIB, total_bytes=64 * GIB, members_hint=f" of an .npz; {_ZIP}")
 MAX_SIDE = 8192  # pixels, as for preprocess.size
 MAX_CLASSES = 100_000
 _CHUNK_BYTES = 16 << 20
@@ -66,6 +67,9 @@ def read_npz(path: Path | None, preprocess: Preprocess) -> Source:
 
 def _read_arrays(path: Path) -> dict[str, Array]:
     with open_archive(path, LIMITS) as (archive, members):
+        if members and not any(member.filename.endswith(".npy") for member in members):
+            fault = Fault("/file", "no .npy members", f"the arrays {_ALLOWED}; {_ZIP}")
+            raise DatasetUnreadable("the file holds no arrays", faults=[fault])
         unknown = [member for member in members if member.filename not in {f"{name}.npy" for name in _names()}]
         if unknown:
             faults = [Fault(pointer("file", member.filename), "not an array that is known", _ALLOWED)

@@ -232,5 +232,20 @@ def test_splits_of_different_shapes_are_refused(load: Load, make_npz: Npz) -> No
     assert message == "images of different shapes: x_train 30×6×5, x_test 30×5×5"
 
 
+@pytest.mark.parametrize(("images", "kind"), [(3, DatasetUnreadable), (70, DatasetTooLarge)])
+def test_an_image_folder_named_npz_is_told_its_extension(
+    load: Load, tmp_path: Path, images: int, kind: type[DatasetRefused]
+) -> None:
+    path = tmp_path / "arrays.npz"
+    with zipfile.ZipFile(path, "w") as archive:
+        for number in range(images):
+            archive.writestr(f"train/cat/{number}.png", b"x")
+    with pytest.raises(kind) as caught:
+        load(path, "npz")
+    (fault,) = caught.value.faults
+    assert fault.pointer == "/file"
+    assert "an image folder is a .zip" in (fault.expected or "")
+
+
 def test_no_file_is_refused(load: Load) -> None:
     assert refusal(load, None, DatasetUnreadable) == {"/file": "no file was given"}
