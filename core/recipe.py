@@ -147,7 +147,9 @@ class Target(_Section):
                 return value
             raise ValueError("must be a number: a share of the original as a float (0.5) or a count as an integer")
         if isinstance(value, float) and not 0 < value < 1:
-            raise ValueError("a share of the original lies between 0 and 1; an absolute count is an integer")
+            raise ValueError(
+                "a float is a share of the original, between 0 and 1; 1.0 is none. An absolute count is an integer"
+            )
         if isinstance(value, int) and value < 1:
             raise ValueError("a count is at least 1")
         return value

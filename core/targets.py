@@ -30,6 +30,12 @@ class Goal:
             found.append(TargetResult(name=f"{prefix}{key}", target=wanted, reached=reached, met=met))
         return found
 
+    def least(self, result: TargetResult) -> str:
+        """What the target could be at least, `result.reached`, in the unit that it was given in."""
+        if isinstance(getattr(self.target, result.name), int):
+            return f"a count of at least {result.reached:.0f} (an integer is a count; a share is a float, as 0.5)"
+        return f"at least {result.reached:.4g}"
+
     def met(self, counts: Counts) -> bool:
         """Whether all keys hold."""
         return all(result.met for result in self.results(counts))

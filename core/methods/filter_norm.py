@@ -287,7 +287,7 @@ def require_reachable(network: Network, target: Goal, *, channel_multiple: int, 
         return
     faults = [
         Fault(f"/steps/{step}/target/{result.name}", f"{result.reached:.4g} is the least that can remain",
-              f"at least {result.reached:.4g}")
+              target.least(result))
         for result in missed
     ]  # fmt: skip
     least = ", ".join(f"{result.name} {result.reached:.4g} (asked: {result.target:g})" for result in missed)

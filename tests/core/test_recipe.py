@@ -102,10 +102,12 @@ def test_one_number_stands_for_all_channels() -> None:
         ({"steps": [STEP | {"fine_tune": {"optimizer": {"name": "adamw", "lrr": 1}}}]},
          "/steps/0/fine_tune/optimizer/lrr", "unknown field 'lrr', or one that is not built yet",
          "one of betas, lr, name, weight_decay"),
+        ({"steps": [{"method": "filter_norm", "target": {"macs": 1.0}}]}, "/steps/0/target/macs",
+         "a float is a share of the original, between 0 and 1; 1.0 is none. An absolute count is an integer", None),
         ([], "", "a recipe is an object, not a list", "an object with the field steps"),
     ],
 )  # fmt: skip
-def test_a_fault_says_what_would_be_right(document: Any, pointer: str, message: str, expected: str) -> None:
+def test_a_fault_says_what_would_be_right(document: Any, pointer: str, message: str, expected: str | None) -> None:
     assert faults(document) == {pointer: Fault(pointer, message, expected)}
 
 

@@ -229,7 +229,7 @@ def test_an_unreachable_target_is_refused_before_training(network: Network, tmp_
         Run(network, tmp_path, data, Target(filters=23, params=0.9), channel_multiple=8, trainer=trainer)
     (fault,) = raised.value.faults
     assert fault.pointer == "/steps/0/target/filters"
-    assert fault.expected == "at least 24"
+    assert fault.expected == "a count of at least 24 (an integer is a count; a share is a float, as 0.5)"
     assert trainer.labels == []
 
 
