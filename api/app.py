@@ -11,7 +11,7 @@ import structlog
 from fastapi import Depends, FastAPI
 from starlette.concurrency import run_in_threadpool
 
-from api import errors, openapi
+from api import docs_page, errors, openapi
 from api.auth import OPEN_PATHS, Authentication
 from api.parameters import refuse_unknown
 from api.recipe_files import RecipeFiles
@@ -46,6 +46,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         version=VERSION,
         description=DESCRIPTION,
         lifespan=_lifespan,
+        docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
     )
@@ -54,6 +55,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         app.include_router(routes.router, dependencies=[Depends(refuse_unknown)])
     errors.install(app)
     openapi.install(app, OPEN_PATHS)
+    docs_page.install(app)
     # the last one added is the outermost
     app.add_middleware(Authentication, services=services)
     app.add_middleware(RequestLog)

@@ -10,11 +10,12 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 from structlog.contextvars import bind_contextvars
 
+from api import docs_page
 from api.errors import Refused, problem_of
 from api.services import Services
 from store.keys import Principal, authenticate
 
-OPEN_PATHS = frozenset({"/healthz", "/readyz", "/docs", "/openapi.json"})
+OPEN_PATHS = frozenset({"/healthz", "/readyz", "/openapi.json"}) | docs_page.PATHS
 READING = frozenset({"GET", "HEAD", "OPTIONS"})
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import time
 from collections.abc import Iterator
 from datetime import timedelta
@@ -15,7 +16,7 @@ import httpx
 import pytest
 from sqlalchemy.exc import OperationalError
 
-from api import errors
+from api import docs_page, errors
 from api.app import create_app
 from api.auth import OPEN_PATHS, READING
 from core import errors as core_errors
@@ -36,7 +37,8 @@ def routes(api: Api) -> Iterator[tuple[str, str]]:
         for method in operations:
             yield method.upper(), path.format(**names)
     yield "HEAD", "/v1/jobs/job_x/artifacts/x"
-    yield "GET", "/docs"
+    for path in docs_page.PATHS:
+        yield "GET", path
     yield "GET", "/openapi.json"
 
 
@@ -79,6 +81,18 @@ def test_what_nobody_needs_is_swept_away_at_the_start(api: Api, tmp_path: Path) 
         while path.exists():
             assert time.monotonic() < deadline
             time.sleep(0.02)
+
+
+def test_the_docs_load_nothing_from_elsewhere(api: Api) -> None:
+    page = api.nobody.get("/docs")
+    loaded = re.findall(r"""(?:src|href|url)(?:=|: )["']([^"']+)["']""", page.text)
+    assert len(loaded) == 4, page.text
+    assert "//" not in re.sub(r"<!--.*?-->", "", page.text, flags=re.DOTALL)
+    for path in loaded:
+        answer = api.nobody.get(path)
+        assert answer.status_code == 200
+        assert len(answer.content) > 1_000
+    assert api.nobody.get("/docs/swagger-ui-bundle.js").headers["content-type"].startswith("text/javascript")
 
 
 def test_an_upload_without_a_key_is_not_read(api: Api) -> None:
