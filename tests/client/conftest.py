@@ -7,6 +7,7 @@ import pytest
 
 from billhook import retries
 from billhook.operations import jobs, uploads
+from tests.client.command import Command
 from tests.client.either import Either
 from tests.client.fake_server import KEY, FakeServer
 
@@ -65,3 +66,13 @@ def job_id(client: Either) -> str:
 def finished(client: Either, job_id: str) -> str:
     client.wait_for_job(job_id)
     return job_id
+
+
+@pytest.fixture
+def run(
+    capsys: pytest.CaptureFixture[str], known_server: FakeServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Command:
+    monkeypatch.setattr(jobs, "WATCH_SECONDS", 0.02)
+    monkeypatch.setattr(uploads, "POLL_SECONDS", 0.02)
+    monkeypatch.chdir(tmp_path)
+    return Command(capsys)

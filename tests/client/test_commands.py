@@ -1,68 +1,20 @@
-"""The commands, run in this process: what they print, and their exit codes."""
+"""`billhook prune`, and what holds for every command: what is printed, the exit code, the server, the key, the help."""
 
 from __future__ import annotations
 
 import fcntl
 import json
-import os
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import pytest
 
-from billhook.cli import tables
-from billhook.cli.app import app, main
-from billhook.operations import jobs, uploads
+from billhook.cli.app import app
+from tests.client.command import Command
 from tests.client.fake_server import KEY, PRUNED, FakeServer, report
 
 BILLHOOK = ["prune", "report", "download", "up", "models list", "models show", "models add", "models delete",
             "datasets list", "datasets show", "datasets add", "datasets delete", "recipes list", "recipes show",
             "recipes schema", "jobs list", "jobs show", "jobs watch", "jobs cancel", "jobs events"]  # fmt: skip
-
-
-class Ran(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-    @property
-    def document(self) -> Any:
-        """stdout, which must be one JSON document and nothing else."""
-        return json.loads(self.out)
-
-
-class Command:
-    """Runs a command, and checks what must hold for every one of them."""
-
-    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
-        self._capsys = capsys
-
-    def __call__(self, *arguments: str | Path) -> Ran:
-        self._capsys.readouterr()
-        code = main([str(argument) for argument in arguments])
-        out, err = self._capsys.readouterr()
-        for text in (out, err):
-            assert KEY not in text
-            assert "Traceback" not in text
-            assert "\x1b" not in text
-            assert "\r" not in text
-        return Ran(code, out, err)
-
-
-@pytest.fixture
-def run(
-    capsys: pytest.CaptureFixture[str], known_server: FakeServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> Command:
-    monkeypatch.setattr(jobs, "WATCH_SECONDS", 0.02)
-    monkeypatch.setattr(uploads, "POLL_SECONDS", 0.02)
-    monkeypatch.chdir(tmp_path)
-    return Command(capsys)
-
-
-@pytest.fixture
-def job_id(fake: FakeServer) -> str:
-    job: str = fake.submit(None, {"model": "mdl_1", "datasets": ["ds_1"], "recipe": "half"})["id"]
-    return job
 
 
 def prune(model_file: Path, *more: str) -> list[str]:
@@ -300,173 +252,3 @@ def test_a_fault_of_our_own_is_no_traceback(run: Command, monkeypatch: pytest.Mo
     code, _, err = run("models", "list")
     assert code == 1
     assert "unexpected ZeroDivisionError: oops" in err
-
-
-# --- the other commands ----------------------------------------------------------------------------------------------
-
-
-def test_models(run: Command, fake: FakeServer, model_file: Path) -> None:
-    uploaded = run("models", "add", model_file, "--json").document
-    assert run("models", "add", model_file, "--json").document == uploaded
-    assert fake.count("POST /v1/models") == 1
-    assert uploaded["id"] in run("models", "list").out
-    assert [model["id"] for model in run("models", "list", "--json").document] == [uploaded["id"]]
-    assert "params: 272474" in run("models", "show", uploaded["id"]).out
-    assert run("models", "delete", uploaded["id"]).out == f"{uploaded['id']} was deleted\n"
-    assert run("models", "list", "--json").document == []
-
-
-def test_nested_fields_are_readable() -> None:
-    document = {
-        "id": "mdl_1", "refusal": None, "tags": [], "options": {"architecture": None},
-        "inputs": [{"name": "image", "shape": ["batch", 1, 8, 8]}, {"name": "other"}], "shapes": [[1, 8], [2, 8]],
-        "reason": "two\nlines",
-    }  # fmt: skip
-    assert tables.fields(document).plain.splitlines() == [
-        "id: mdl_1",
-        "inputs:",
-        "  - name: image",
-        "    shape: batch, 1, 8, 8",
-        "  - name: other",
-        "shapes:",
-        "  - 1, 8",
-        "  - 2, 8",
-        "reason:",
-        "  two",
-        "  lines",
-    ]
-
-
-def test_datasets(run: Command, fake: FakeServer, data_file: Path) -> None:
-    first = run("datasets", "add", data_file, "--json").document
-    other = run("datasets", "add", data_file, "--splits", '{"test": 0.5}', "--json").document
-    assert first["id"] != other["id"]
-    assert run("datasets", "add", "builtin:digits").code == 0
-    assert [item["id"] for item in run("datasets", "list", "--limit", "2", "--json").document][1] == other["id"]
-    assert "test: 0.5" in run("datasets", "show", other["id"]).out
-    assert run("datasets", "delete", first["id"], "--json").document == {"deleted": first["id"]}
-    assert run("datasets", "delete", first["id"]).code == 2
-
-
-def test_recipes(run: Command) -> None:
-    assert "Half of it." in run("recipes", "list").out
-    assert run("recipes", "show", "half").out == "version: 1\nsteps:\n- method: filter_norm\n"
-    assert run("recipes", "schema").document == {"type": "object"}
-    assert run("recipes", "show", "other").code == 2
-
-
-def test_jobs(run: Command, fake: FakeServer, job_id: str) -> None:
-    assert job_id in run("jobs", "list").out
-    assert run("jobs", "list", "--state", "failed", "--json").document == []
-    assert run("jobs", "show", job_id, "--json").document["id"] == job_id
-    assert "fine_tune/0/epoch/1" in run("jobs", "events", job_id).out
-    assert [event["seq"] for event in run("jobs", "events", job_id, "--after", "1", "--json").document] == [2]
-    assert run("jobs", "cancel", job_id).out == f"{job_id}: cancelling\n"
-    assert run("jobs", "watch", job_id).code == 1
-    ended = run("jobs", "cancel", job_id, "--json")
-    assert (ended.code, ended.document["error"]["code"]) == (1, "job_terminal")
-
-
-def test_watching_exits_as_prune_would(run: Command, fake: FakeServer, job_id: str) -> None:
-    code, out, err = run("jobs", "watch", job_id)
-    assert (code, out) == (0, f"{job_id} succeeded; see: billhook report {job_id}\n")
-    assert "fine_tune, 75 %, 0:10 left, last epoch 2, validation accuracy 90.00%" in err
-    fake.jobs[job_id]["results"] = {"requirements_met": False}
-    assert run("jobs", "watch", job_id).code == 3
-
-
-def test_report(run: Command, fake: FakeServer, job_id: str) -> None:
-    early = run("report", job_id)
-    assert early.code == 1
-    assert "job_not_succeeded" in early.err
-    run("jobs", "watch", job_id)
-    assert "× 0.440" in run("report", job_id).out
-    assert run("report", job_id, "--format", "markdown").out == "| a | b |\n"
-    assert run("report", job_id, "--json").document == report(met=True)
-    fake.requirements_met = False
-    assert run("report", job_id).code == 3
-
-
-@pytest.mark.parametrize("more", [[], ["--json"]], ids=["text", "json"])
-def test_the_report_of_a_failed_job_says_why_there_is_none(
-    run: Command, fake: FakeServer, job_id: str, more: list[str]
-) -> None:
-    fault = {"pointer": "/preprocess/size", "message": "the model takes 32x32", "expected": "[32, 32]"}
-    error = {"code": "dataset_mismatch", "message": "it does not fit", "faults": [fault]}
-    fake.jobs[job_id].update(state="failed", error=error)
-    ran = run("report", job_id, *more)
-    assert ran.code == 1
-    assert f"error: {job_id} failed: it does not fit\n  /preprocess/size: the model takes 32x32" in ran.err
-    if more:
-        assert ran.document["error"]["code"] == "dataset_mismatch"
-        assert ran.document["job"]["id"] == job_id
-
-
-def test_a_job_shows_first_what_became_of_it(run: Command, fake: FakeServer, job_id: str) -> None:
-    error = {"code": "x", "message": "it does not fit", "faults": []}
-    fake.jobs[job_id].update(recipe={"restore_best": True, "steps": [{"method": "m"}]}, tags=["t"])
-    fake.jobs[job_id].update(state="failed", stage="baseline", progress=0.5, error=error, results={"met": False})
-    lines = run("jobs", "show", job_id).out.splitlines()
-    assert lines[:8] == [
-        f"id: {job_id}", "state: failed", "stage: baseline", "progress: 0.5", "error:", "  code: x",
-        "  message: it does not fit", "results:",
-    ]  # fmt: skip
-    assert lines[8] == "  met: false"
-    assert "tags: t" in lines
-    assert not any("restore_best" in line for line in lines)
-    assert "  restore_best: true" in run("jobs", "show", job_id, "--recipe").out.splitlines()
-    assert run("jobs", "show", job_id, "--json").document["recipe"]["restore_best"] is True
-
-
-def test_a_model_shows_first_whether_it_was_taken(run: Command, fake: FakeServer, model_file: Path) -> None:
-    fake.refusal = {"code": "operator_unknown", "message": "an operator is unknown", "faults": []}
-    assert run("models", "add", model_file).code == 2
-    (model,) = fake.models
-    lines = run("models", "show", model).out.splitlines()
-    assert lines[:4] == [f"id: {model}", "filename: model.onnx", "state: refused", "refusal:"]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "help"),
-    [("prune m.onnx", "billhook prune"), ("jobs frobnicate", "billhook jobs"), ("models list --bogus",
-     "billhook models list"), ("frobnicate", "billhook")],
-)  # fmt: skip
-def test_bad_usage_names_the_help_that_helps(run: Command, arguments: str, help: str) -> None:
-    assert run(*arguments.split()).err.endswith(f"\ntry: {help} --help\n")
-
-
-def test_download(run: Command, fake: FakeServer, job_id: str, tmp_path: Path) -> None:
-    run("jobs", "watch", job_id)
-    assert run("download", job_id).code == 0
-    assert run("download", job_id, "pruned.onnx", "--output", "other.onnx", "--json").document["bytes"] == len(PRUNED)
-    assert (tmp_path / "pruned.onnx").read_bytes() == (tmp_path / "other.onnx").read_bytes() == PRUNED
-    fake.etag = '"' + "0" * 64 + '"'
-    damaged = run("download", job_id, "-o", "other.onnx", "--json")
-    assert (damaged.code, damaged.document["error"]["code"]) == (1, "checksum_mismatch")
-    assert (tmp_path / "other.onnx").read_bytes() == PRUNED
-    assert run("download", job_id, "nothing").code == 2
-
-
-def test_up_starts_the_installed_server(run: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    started: list[tuple[str, list[str]]] = []
-    monkeypatch.setattr(os, "execv", lambda path, arguments: started.append((path, arguments)))
-    monkeypatch.setattr("sys.executable", str(tmp_path / "bin" / "python"))
-    monkeypatch.setenv("PATH", str(tmp_path / "path"))
-    code, _, err = run("up")
-    assert code == 2
-    assert "billhook-server is not installed here" in err
-    for folder in ("path", "bin"):
-        server = tmp_path / folder / "billhook-server"
-        server.parent.mkdir()
-        server.touch(mode=0o755)
-        run("up", "--port", "0")
-        assert started[-1] == (str(server), [str(server), "--port", "0"])
-
-
-def test_up_with_a_broken_server(run: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("sys.executable", str(tmp_path / "python"))
-    (tmp_path / "billhook-server").write_bytes(b"no program")
-    (tmp_path / "billhook-server").chmod(0o755)
-    code, _, err = run("up")
-    assert code == 1
-    assert "Exec format error" in err
