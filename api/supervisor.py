@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -53,6 +54,7 @@ class Supervisor:
             while not self.stopping:
                 for child in self.children:
                     self._look_after(child)
+                    _rotate(self._log_of(child))
                 every_round()
                 time.sleep(POLL_SECONDS)
         finally:
@@ -78,10 +80,7 @@ class Supervisor:
         log.error("a process ended and is started again", name=child.name, status=status, in_seconds=child.wait)
 
     def _start(self, child: Child) -> None:
-        path = self.logs / f"{child.name}.log"
-        if path.exists() and path.stat().st_size > MAX_LOG_BYTES:
-            path.replace(path.with_suffix(".log.1"))
-        with path.open("ab") as output:
+        with self._log_of(child).open("ab") as output:
             child.process = subprocess.Popen(  # noqa: S603  # our own modules
                 [sys.executable, "-m", *child.command],
                 env=dict(self.environment),
@@ -94,6 +93,9 @@ class Supervisor:
             )
         child.started = time.monotonic()
         log.info("started", name=child.name, pid=child.process.pid)
+
+    def _log_of(self, child: Child) -> Path:
+        return self.logs / f"{child.name}.log"
 
     def _end_all(self) -> None:
         running = [(child, child.process) for child in self.children if child.process is not None]
@@ -108,6 +110,25 @@ class Supervisor:
                 process.kill()
                 process.wait()
             child.process = None
+
+
+def _rotate(path: Path) -> None:
+    """Keep the log below twice `MAX_LOG_BYTES`: what there is goes to `.log.1`, in place of what was there.
+
+    The process that writes has the file open, at its end wherever that is, so it is copied and emptied rather than
+    renamed. A line that is written just between the two is lost.
+    """
+    try:
+        if path.stat().st_size <= MAX_LOG_BYTES:
+            return
+    except FileNotFoundError:
+        return
+    try:
+        shutil.copyfile(path, path.with_suffix(".log.1"))
+    except OSError as error:  # the disk is full, perhaps of this log
+        log.error("a log cannot be kept and is emptied", name=path.name, reason=error.strerror)
+        path.with_suffix(".log.1").unlink(missing_ok=True)
+    os.truncate(path, 0)
 
 
 def _die_with(parent: int) -> Callable[[], None] | None:

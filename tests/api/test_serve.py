@@ -291,6 +291,29 @@ def _alive(processes: list[psutil.Process]) -> bool:
     return any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in processes)
 
 
+def test_a_log_is_rotated_while_its_process_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("api.supervisor.MAX_LOG_BYTES", 3_000)
+    (tmp_path / "talking.py").write_text("import time\nfor n in range(9999): print(n, flush=True); time.sleep(0.0005)")
+    child = Child("talking", ("talking",))
+    supervisor = Supervisor([child], os.environ | {"PYTHONPATH": str(tmp_path)}, tmp_path)
+    new, old = tmp_path / "talking.log", tmp_path / "talking.log.1"
+    first: list[str] = []
+
+    def watch() -> None:
+        if old.exists() and not first:
+            first.append(old.read_text())
+        if first and old.read_text() != first[0] and new.stat().st_size > 0:
+            supervisor.stop()
+
+    supervisor.run(watch)
+    assert first[0].startswith("0\n1\n")
+    lines = [int(line) for line in (old.read_text() + new.read_text()).split()]
+    assert lines[0] > 100
+    assert lines == sorted(lines)
+    assert new.read_bytes().isascii()
+    assert b"\0" not in new.read_bytes(), "written at its end, not where the end was before"
+
+
 def test_a_child_that_keeps_dying_is_started_ever_more_slowly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("api.supervisor.FIRST_WAIT_SECONDS", 0.2)
     child = Child("dying", ("no_such_module_at_all",))
