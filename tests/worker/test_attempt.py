@@ -145,6 +145,8 @@ def test_what_goes_too_far_is_ended_and_final(house: House, plan: dict[str, obje
     job = house.read(job_id)
     assert job.error is not None
     assert (job.state, job.error["code"]) == ("failed", code)
+    if plan["do"] in ("eat_memory", "fill_disk"):
+        assert f"MiB (BILLHOOK_{code.upper()}_BYTES)" in job.error["message"], "what to change"
     assert not house.artifacts(job_id)
     house.assert_no_gaps(job_id)
 
@@ -160,7 +162,7 @@ def test_what_a_job_did_not_leave_is_named(house: House) -> None:
 def test_a_number_that_no_float_holds_is_no_progress(house: House) -> None:
     say = '{"name":"progress","body":{"stage":"prune","fraction":1' + "0" * 400 + "}}\n"
     job_id = house.job(
-        do="babble", seconds=0.2, say=say + '{"name":"error","body":{"code":"x","message":"y","faults":["z"]}}\n'
+        do="babble", seconds=1, say=say + '{"name":"error","body":{"code":"x","message":"y","faults":["z"]}}\n'
     )
     run_job(house.context, job_id)
     job = house.read(job_id)
