@@ -52,8 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         settings = Settings()
     except ValidationError as error:
         for fault in error.errors(include_url=False):
-            name = "_".join(str(part) for part in fault["loc"]).upper()
-            sys.stderr.write(f"billhook-server: BILLHOOK_{name}: {fault['msg']}\n")
+            names = "".join(f"BILLHOOK_{str(part).upper()}: " for part in fault["loc"][:1])
+            sys.stderr.write(f"billhook-server: {names}{fault['msg'].removeprefix('Value error, ')}\n")
         return 2
     configure_logging(settings.log_level)
     try:

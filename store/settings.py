@@ -6,13 +6,14 @@ settings alone.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, SecretStr, StringConstraints, field_validator, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-Device = Annotated[str, StringConstraints(pattern=r"^(cpu|cuda:(0|[1-9][0-9]{0,2}))$")]
+_DEVICE = re.compile(r"cpu|cuda:(0|[1-9][0-9]{0,2})", re.ASCII)
 GIB = 2**30
 
 
@@ -65,7 +66,7 @@ class Settings(BaseSettings):
     long_poll_interval_seconds: float = Field(0.2, gt=0, le=10, description="how often a waiting request looks again")
 
     # the queue
-    devices: Annotated[tuple[Device, ...], NoDecode] = Field(
+    devices: Annotated[tuple[str, ...], NoDecode] = Field(
         ("cpu",), description="devices that this installation has workers for, comma-separated: cpu, cuda:0, cuda:1, …"
     )
     lease_seconds: float = Field(30, ge=1, le=600, description="a worker that is silent for so long loses its job")
@@ -101,12 +102,17 @@ class Settings(BaseSettings):
     def _split(cls, value: Any) -> Any:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
+    @field_validator("devices", mode="after")
+    @classmethod
+    def _known_devices(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not value or len(set(value)) != len(value) or not all(_DEVICE.fullmatch(device) for device in value):
+            raise ValueError(f"names devices as cpu or cuda:N, at least one, each once, not {','.join(value)!r}")
+        return value
+
     @model_validator(mode="after")
     def _heartbeat_within_lease(self) -> Settings:
         if self.heartbeat_seconds * 2 > self.lease_seconds:
             raise ValueError("heartbeat_seconds must be at most half of lease_seconds, or one late beat loses the job")
-        if not self.devices or len(set(self.devices)) != len(self.devices):
-            raise ValueError("devices needs at least one of cpu, cuda:N, each once")
         return self
 
     @property
