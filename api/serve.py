@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import fcntl
 import ipaddress
 import os
@@ -12,7 +13,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from store.settings import Settings
 START_SECONDS = 60.0
 LOCK_SECONDS = 0.5  # a client that looks whether a server runs holds the lock for a moment
 OWNER = "local"
+CLIENT_VARIABLES = frozenset({"BILLHOOK_SERVER", "BILLHOOK_KEY", "BILLHOOK_INSECURE_HTTP", "BILLHOOK_DEBUG"})
 
 
 class CannotStart(Exception):
@@ -55,6 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             names = "".join(f"BILLHOOK_{str(part).upper()}: " for part in fault["loc"][:1])
             sys.stderr.write(f"billhook-server: {names}{fault['msg'].removeprefix('Value error, ')}\n")
         return 2
+    for warning in unknown_variables(os.environ):
+        sys.stderr.write(f"billhook-server: warning: {warning}\n")
     configure_logging(settings.log_level)
     try:
         settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -67,6 +71,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         sys.stderr.write(f"billhook-server: {error.filename or settings.data_dir}: {error.strerror or error}\n")
     return 1
+
+
+def unknown_variables(environment: Iterable[str]) -> list[str]:
+    """A warning for each variable that looks like a setting and is none: a typing error would change nothing, silently.
+
+    Those of the command line are none of the server's, and may be there all the same.
+    """
+    known = {f"BILLHOOK_{name.upper()}" for name in Settings.model_fields}
+    warnings = []
+    for name in sorted(environment):
+        if name.startswith("BILLHOOK_") and name not in known | CLIENT_VARIABLES:
+            close = difflib.get_close_matches(name, sorted(known), n=2, cutoff=0.8)
+            warnings.append(f"{name} is no setting" + (f"; is {' or '.join(close)} meant?" if close else ""))
+    return warnings
 
 
 def _parser() -> argparse.ArgumentParser:
