@@ -107,8 +107,14 @@ def _check_space(settings: Settings, announced: int) -> None:
     while not folder.exists():
         folder = folder.parent
     # the file lies here and then, for a moment, in the storage too, which by default is on the same disk
-    if shutil.disk_usage(folder).free - 2 * announced < settings.min_free_bytes:
-        raise Refused("storage_full", "this server has not enough free space for the upload")
+    free = shutil.disk_usage(folder).free
+    if free - 2 * announced < settings.min_free_bytes:
+        raise Refused(
+            "storage_full",
+            f"this server has not enough free space: {free / 2**20:.0f} MiB are free, the upload needs "
+            f"{2 * announced / 2**20:.0f} MiB, and {settings.min_free_bytes / 2**20:.0f} MiB must stay free "
+            "(BILLHOOK_MIN_FREE_BYTES)",
+        )
 
 
 @dataclass

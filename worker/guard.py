@@ -147,13 +147,17 @@ class Guard(threading.Thread):
         used, allowed = session_memory_bytes(self._group), self._limits.memory_bytes
         self.peak_memory_bytes = max(self.peak_memory_bytes, used)
         if used > allowed:
-            self.limit("memory_limit", f"the job used {used} bytes of memory; it may use {allowed}")
+            self.limit(
+                "memory_limit",
+                f"the job used {_mib(used)} of memory; it may use {_mib(allowed)} (BILLHOOK_MEMORY_LIMIT_BYTES)",
+            )
 
     def _watch_disk(self) -> None:
         limits = self._limits
         use = folder_use(self._workdir, files=limits.files, depth=limits.depth)
         if use.bytes > limits.disk_bytes:
-            self.limit("disk_limit", f"the job's files take {use.bytes} bytes; they may take {limits.disk_bytes}")
+            allowed = f"{_mib(limits.disk_bytes)} (BILLHOOK_DISK_LIMIT_BYTES)"
+            self.limit("disk_limit", f"the job's files take {_mib(use.bytes)}; they may take {allowed}")
         elif use.files > limits.files:
             self.limit("disk_limit", f"the job has more than {limits.files} files")
         elif use.depth > limits.depth:
@@ -173,6 +177,10 @@ class Guard(threading.Thread):
     def _signal(self, number: signal.Signals) -> None:
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self._group, number)
+
+
+def _mib(size: int) -> str:
+    return f"{size / 2**20:.1f} MiB"
 
 
 def session_memory_bytes(session: int) -> int:
