@@ -38,7 +38,7 @@ class Context:
     stopping: threading.Event = field(default_factory=threading.Event)
 
     def told_to_stop(self, ended: Ended) -> bool:
-        """Whether the child ended because this worker is to stop. Both may be told at once, and the child be quicker."""
+        """Whether the child ended because this worker stops. Both may be told at once, and the child be quicker."""
         return ended.verdict == "stopped" or (ended.verdict == "terminated" and self.stopping.wait(STOP_SECONDS))
 
     @property
