@@ -38,7 +38,6 @@ from core.events import Emit, jsonable
 from core.job import DatasetInput, JobInputs, ModelInput
 
 PR_SET_PDEATHSIG = 1
-NICE = 5  # the worker and the API on the same machine stay prompt
 Operation = Callable[[Path, Emit], Mapping[str, Any]]
 
 
@@ -157,7 +156,6 @@ def confine(open_files: int, file_bytes: int, cpu_seconds: int) -> None:
             value = min(value, hard)
         resource.setrlimit(limit, (value, hard))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    os.nice(NICE)
     with suppress(OSError):  # where the kernel has it: out of memory, this process goes before the worker
         Path("/proc/self/oom_score_adj").write_text("500")
 

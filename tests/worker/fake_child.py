@@ -116,7 +116,7 @@ def look_round(workdir: Path, emit: Emit, plan: dict[str, Any]) -> dict[str, Any
             continue
     inputs = {path.name: oct(path.stat().st_mode & 0o777) for path in (workdir / "inputs").iterdir()}
     leave_files(workdir)
-    emit("import/seen", environment=dict(os.environ), descriptors=descriptors, inputs=inputs, nice=os.nice(0),
+    emit("import/seen", environment=dict(os.environ), descriptors=descriptors, inputs=inputs,
          session=os.getsid(0), pid=os.getpid(), limits=Path("/proc/self/limits").read_text(),
          torch="torch" in sys.modules)  # fmt: skip
     return {}

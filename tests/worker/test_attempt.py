@@ -112,7 +112,6 @@ def test_what_the_child_has(house: House, monkeypatch: pytest.MonkeyPatch) -> No
     assert next(iter(opened.values())).startswith("pipe:")
     assert set(seen["inputs"].values()) == {"0o444"}
     assert seen["session"] == seen["pid"]
-    assert seen["nice"] == 5
     limits = {" ".join(line.split("  ")[0].split()): line for line in seen["limits"].splitlines()}
     assert limits["Max file size"].split()[3] == str(2**24)
     assert limits["Max open files"].split()[3] == "1024"
