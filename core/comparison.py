@@ -15,6 +15,7 @@ from core.data.datasets import Dataset
 from core.data.source import SplitName
 from core.events import Emit
 from core.graph.counts import count
+from core.graph.external_data import parts
 from core.graph.network import Network
 from core.graph.softmax import final_softmax
 from core.measure.accuracy import OutputKind, score_file
@@ -98,7 +99,7 @@ def measure(
             params=counts.params,
             macs=counts.macs,
             filters=counts.filters,
-            file_bytes=len(content),
+            file_bytes=sum(part.stat().st_size for part in parts(path)),
             opset=opset_of(content),
             sha256=hashlib.sha256(content).hexdigest(),
             latency=latencies[name],

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 STAGES = ("import", "baseline", "prune", "fine_tune", "export", "measure")
+READ_BY_WORKER = ("progress", "checkpoint")
 
 
 class Emit(Protocol):

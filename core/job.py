@@ -14,8 +14,17 @@ class _Record(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
-ARCHITECTURES = ("resnet20", "resnet32", "resnet44", "resnet56", "resnet110", "vgg16", "small_cnn")
-ModelFormat = Literal["onnx", "safetensors"]
+ARCHITECTURES = (
+    "resnet20", "resnet32", "resnet44", "resnet56", "resnet110", "resnet164",
+    "preresnet20", "preresnet56", "preresnet110", "vgg16", "vgg16_plain", "vgg16_fc", "small_inception", "small_cnn",
+    "rgb_autoencoder", "vgg16_imagenet", "vgg16_bn_imagenet", "resnet18", "resnet34", "resnet50", "mobilenet_v2",
+    "densenet121", "efficientnet_b0", "convnext_tiny", "googlenet",
+)  # fmt: skip
+TIMM = "timm:"
+ARCHITECTURE = f"(?:{'|'.join(ARCHITECTURES)}|{TIMM}[a-z0-9_]{{1,100}})"
+"""A pattern of what an upload may be called. Whether timm is installed and has the network, its check says."""
+ARCHITECTURES_TOLD = f"one of {', '.join(ARCHITECTURES)}; or {TIMM}NAME, where timm is installed beside the service"
+ModelFormat = Literal["onnx", "pt2", "safetensors"]
 DatasetFormat = Literal["image_folder", "npz", "digits"]
 
 
@@ -34,7 +43,7 @@ Pixels = Annotated[int, Field(ge=1, le=8192)]
 class ModelOptions(_Record):
     """How an uploaded model is to be read. A safetensors file holds weights only: it needs both fields."""
 
-    architecture: str | None = Field(None, description=f"safetensors only, one of {', '.join(ARCHITECTURES)}")
+    architecture: str | None = Field(None, description=f"safetensors only, {ARCHITECTURES_TOLD}")
     input_shape: Annotated[tuple[Side, Side, Side], Strict(False)] | None = Field(
         None, description="safetensors only: channels, height, width"
     )

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from core.graph.cuts import replay
 from core.graph.network import Network
+from core.graph.plans import replay
 from core.report import Check, Cost, FrontPoint
 from core.state import State
 from core.training.port import add_costs
@@ -14,7 +14,7 @@ from core.training.port import add_costs
 
 @dataclass(frozen=True)
 class Outcome:
-    """`plan`: what was done to the network that the method was given, replayable on it (`core.graph.cuts.replay`).
+    """`plan`: what was done to the network that the method was given, replayable on it (`core.graph.plans.replay`).
 
     `front`: every network visited. `checks`: the proof of each cut. `cost`: of all training in the step.
     `skipped`: why nothing was to be done (the target held already); then the plan is empty.

@@ -12,9 +12,7 @@ runs a job without the service (JOB.json is a `core.job.JobInputs`) and prints i
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
-import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -25,6 +23,7 @@ from safetensors.torch import save as save_safetensors
 
 from core.baseline import check_better_than_guessing
 from core.batch_size import inference_batch
+from core.batchnorm import with_batch_norm, without_batch_norm
 from core.comparison import doubts, layer_table, measure, ratios, requirement_results, sample_inputs
 from core.data.datasets import Dataset, load_dataset
 from core.data.fit import check_fits
@@ -34,16 +33,19 @@ from core.errors import BillhookError
 from core.events import Emit, jsonable
 from core.graph.counts import COUNTED, NOT_COUNTED, Counts, count
 from core.graph.export import check_parity, to_onnx, write_onnx
+from core.graph.external_data import unpack
 from core.graph.groups import channel_groups
 from core.graph.importers import load
-from core.graph.network import Network
-from core.job import DatasetInput, JobInputs, ModelInput
+from core.graph.network import Network, grouped_cuts
+from core.inspection import tensor_json
+from core.job import JobInputs
 from core.measure.environment import environment
 from core.methods.filter_norm import filter_norm, planned_trainings
 from core.outcome import Done, Outcome
 from core.progress import Progress
 from core.report import Check, Report
 from core.report_markdown import to_markdown
+from core.reproduction import fingerprint, reproduce
 from core.state import State, write_atomically
 from core.targets import Goal
 from core.training.trainer import Trainer
@@ -69,40 +71,6 @@ def run(inputs: JobInputs, workdir: Path, emit: Emit) -> Report:
     device = require_device(inputs.device)
     with torch_settings(device, inputs.threads):
         return _Job(inputs, workdir, emit, device).run()
-
-
-def inspect_model(model: ModelInput) -> dict[str, Any]:
-    """What an upload is, as JSON: inputs, outputs, counts, channel groups, what is frozen. Raises `ModelRefused`."""
-    network = load(model)
-    counts = count(network)
-    groups = channel_groups(network)
-    return {
-        "sha256": model.sha256,
-        "format": model.format,
-        "opset": network.origin.opset,
-        "inputs": [_spec(item.name, item.dtype, item.shape) for item in network.inputs],
-        "outputs": [_spec(item.name, item.dtype, item.shape) for item in network.known_outputs()],
-        "input_shapes": [list(shape) for shape in network.input_shapes],
-        "params": counts.params,
-        "macs": counts.macs,
-        "filters": counts.filters,
-        "layers": len(counts.layers),
-        "groups": [
-            {
-                "name": group.name,
-                "width": group.width,
-                "cuttable": group.cuttable,
-                "layers": [producer.layer for producer in group.producers],
-            }
-            for group in groups.groups
-        ],
-        "frozen": [frozen.model_dump() for frozen in groups.frozen],
-    }
-
-
-def inspect_dataset(dataset: DatasetInput) -> dict[str, Any]:
-    """Counts per split and class, shape, classes, hashes, as JSON. Raises `DatasetRefused`."""
-    return load_dataset(dataset).summary()
 
 
 class _Job:
@@ -135,8 +103,11 @@ class _Job:
             progress=self.progress,
         )
         self._plan(original, counts, dataset, trainer)
+        start, inserted = self._insert(original, dataset, trainer)
         self._baseline(original, counts, dataset, trainer, state)
-        done = self._steps(original, counts, dataset, trainer, state)
+        done = self._steps(start, counts, dataset, trainer, state)
+        if inserted is not None:
+            self._fold(done, inserted, dataset)
         files = self._export(original, done, dataset)
         return self._measure(files, original, done, dataset)
 
@@ -150,17 +121,18 @@ class _Job:
             # the upload leaves height or width open: counts and latency are those at the dataset's size
             network = Network(network.module, network.inputs, network.outputs, network.origin, (dataset.input_shape,))
             dataset = check_fits(dataset, network.inputs, network.computed_outputs())
+        network.grouped = grouped_cuts(network.module, self.recipe.export.grouped)
         to_onnx(network, opset=self.recipe.export.opset)  # an opset that cannot hold the network is refused at once
         if self.inputs.model.format == "onnx":
             # that ONNX Runtime and we read the same network out of the file, before anything is built on it
             images = _parity_images(network, dataset, "validation")
-            check = check_parity(network, self.inputs.model.path, images)
+            check = check_parity(network, self._original_file(), images)
             self.checks.append(check.model_copy(update={"name": "parity/import"}))
         counts = count(network)
         self.emit("import/model", opset=network.origin.opset, params=counts.params, macs=counts.macs,
                   filters=counts.filters, layers=len(counts.layers),
-                  inputs=[_spec(item.name, item.dtype, item.shape) for item in network.inputs],
-                  outputs=[_spec(item.name, item.dtype, item.shape) for item in network.outputs])  # fmt: skip
+                  inputs=[tensor_json(item) for item in network.inputs],
+                  outputs=[tensor_json(item) for item in network.outputs])  # fmt: skip
         self.summary = dataset.summary()
         self.emit("import/dataset", **self.summary)
         self.progress.end("import")
@@ -195,6 +167,26 @@ class _Job:
             check_better_than_guessing(state["baseline"], torch.bincount(labels).tolist())
         self.progress.end("baseline")
 
+    def _insert(self, original: Network, dataset: Dataset, trainer: Trainer) -> tuple[Network, dict[str, Any] | None]:
+        """What the steps begin with: the original, with BatchNorms and their plan entry where the recipe wants them. A
+        later attempt does it again: the same images give the same statistics."""
+        if self.recipe.batchnorm == "keep":
+            return original, None
+        images = _parity_images(original, dataset, "validation")
+        network, entry, check = with_batch_norm(original, trainer.sample(original, label="batchnorm"), images)
+        self.checks.append(check)
+        self.emit("import/batchnorm", layers=entry["layers"], exactness=check.error)
+        return network, entry
+
+    def _fold(self, done: Done, inserted: dict[str, Any], dataset: Dataset) -> None:
+        """Takes the inserted BatchNorms out of what the steps have left."""
+        images = _parity_images(done.network, dataset, "test")
+        done.network, entries, checks, warnings = without_batch_norm(done.network, inserted, images)
+        done.plan = [inserted, *done.plan, *entries]
+        done.checks += checks
+        done.warnings += warnings
+        self.emit("export/batchnorm", layers=entries[0]["into"] if entries else {}, warnings=warnings)
+
     def _steps(self, original: Network, counts: Counts, dataset: Dataset, trainer: Trainer, state: State) -> Done:
         """The recipe's steps in order, each from where an earlier attempt left it."""
         done = Done.of(state, original)
@@ -227,15 +219,16 @@ class _Job:
         original.to("cpu").eval()
         pruned = done.network.to("cpu").eval()
         images = _parity_images(original, dataset, "test")
-        files = {"original": self.inputs.model.path, "pruned": self.out / "pruned.onnx"}
+        files = {"original": self.workdir / "original.onnx", "pruned": self.out / "pruned.onnx"}
         opset = self.recipe.export.opset
-        if self.inputs.model.format != "onnx":
-            # weights alone cannot be run: the original is what we export of it
-            files["original"] = self.workdir / "original.onnx"
+        if self.inputs.model.format == "onnx":
+            files["original"] = self._original_file()
+        else:  # nothing that ONNX Runtime opens: the original is what we export of it
             write_onnx(original, files["original"], opset=opset)
             check = check_parity(original, files["original"], images)
             self.checks.append(check.model_copy(update={"name": "parity/original"}))
-        write_onnx(pruned, files["pruned"], opset=opset)
+        limit = self.recipe.export.external_data_bytes
+        write_onnx(pruned, files["pruned"], opset=opset, external_data_bytes=limit)
         check = check_parity(pruned, files["pruned"], images).model_copy(update={"name": "parity/export"})
         self.checks += [*done.checks, check]
         self.emit("export/parity", **check.model_dump())
@@ -305,6 +298,10 @@ class _Job:
                   requirements_met=report.requirements_met)  # fmt: skip
         return report
 
+    def _original_file(self) -> Path:
+        """The upload as a file that ONNX Runtime opens; a zip of a model and its data is unpacked for that."""
+        return unpack(self.inputs.model.path, self.workdir / "original")
+
     def _write_json(self, name: str, document: Any) -> None:
         content = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
         write_atomically(self.out / name, content.encode())
@@ -313,38 +310,6 @@ class _Job:
 def _parity_images(network: Network, dataset: Dataset, split: SplitName) -> torch.Tensor:
     """Real inputs to compare files and networks on: 32, or as many as there are and as memory has room for."""
     return sample_inputs(dataset, split, min(inference_batch(network, PARITY_IMAGES), len(dataset.splits[split])))
-
-
-def fingerprint(inputs: JobInputs) -> dict[str, str]:
-    """sha256 of everything that decides the result, part by part: a checkpoint of other inputs is not gone on from."""
-    parts = {
-        "model": inputs.model.model_dump(mode="json", exclude={"path"}),
-        "dataset": [item.model_dump(mode="json", exclude={"path"}) for item in inputs.datasets],
-        "recipe": inputs.recipe.model_dump(mode="json"),
-    }
-    return {name: hashlib.sha256(json.dumps(part, sort_keys=True).encode()).hexdigest() for name, part in parts.items()}
-
-
-def reproduce(inputs: JobInputs) -> str:
-    """Two commands that do it again: over HTTP, and without the service."""
-    model, dataset = inputs.model, inputs.datasets[0]
-    data = "builtin:digits" if dataset.format == "digits" else f"DATASET  # sha256 {dataset.sha256}"
-    words = ["billhook prune MODEL"]
-    if model.options.architecture is not None and model.options.input_shape is not None:
-        shape = ",".join(map(str, model.options.input_shape))
-        words.append(f"--architecture {model.options.architecture} --input-shape {shape}")
-    for name, options in (("preprocess", dataset.options.preprocess), ("splits", dataset.options.splits)):
-        given = options.model_dump_json(exclude_defaults=True)
-        if given != "{}":
-            words.append(f"--{name} {shlex.quote(given)}")
-    for name, (sign, number) in inputs.requirements.comparisons().items():
-        words.append(f"--require {shlex.quote(f'{name}{sign}{number!r}')}")
-    words.append(f"--device {inputs.device} --recipe recipe.json --output pruned.onnx --data {data}")
-    return f"# MODEL: sha256 {model.sha256}\n{' '.join(words)}\npython -m core.pipeline JOB.json WORKDIR"
-
-
-def _spec(name: str, dtype: str, shape: Sequence[int | str]) -> dict[str, Any]:
-    return {"name": name, "dtype": dtype, "shape": list(shape)}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -179,10 +179,17 @@ METHODS: Mapping[str, type[FilterNorm]] = {"filter_norm": FilterNorm}
 
 
 class Export(_Section):
-    """`opset: null` keeps the upload's. Kept widths are multiples of `channel_multiple`."""
+    """`opset: null` keeps the upload's. Kept widths are multiples of `channel_multiple`. Weights of more than
+    `external_data_bytes` in all go to pruned.onnx.data beside pruned.onnx; null: where one file cannot hold them.
+
+    `grouped` says how grouped convolutions are cut: group by group (`whole`), the same channels inside each group
+    (`inside`), or whichever of them leaves more to choose from (`auto`). Depthwise ones go channel by channel.
+    """
 
     opset: int | None = Field(None, ge=9, le=26)
     channel_multiple: int = Field(8, ge=1, le=1_024)
+    grouped: Literal["auto", "whole", "inside"] = "auto"
+    external_data_bytes: int | None = Field(None, ge=1_024, le=2**31 - 1)
 
 
 # --- requirements ----------------------------------------------------------------------------------------------------
@@ -239,6 +246,9 @@ class Recipe(_Section):
     description: str | None = Field(None, max_length=2_000)
     task: Literal["classification"] = "classification"
     seed: int = Field(0, ge=0, lt=2**63)
+    batchnorm: Literal["keep", "insert"] = Field(
+        "keep", description="insert: behind every layer that has none while the steps run, folded away at the end"
+    )
     training: Training = Training()
     allow_near_chance: bool = Field(False, description="go on although the original is no better than guessing")
     steps: Items[Step] = Field(min_length=1, max_length=16, description="a list of steps, each with its method")

@@ -89,6 +89,14 @@ def take(candidates: Iterable[Chunk], owed: Fraction) -> tuple[list[Chunk], Frac
     return taken, Fraction(0)
 
 
+def removal_of(chosen: Sequence[Chunk]) -> dict[str, list[int]]:
+    """Chunks as what `cut` takes: group name -> unit indices, ascending."""
+    removal: dict[str, list[int]] = {}
+    for chunk in chosen:
+        removal[chunk.group] = sorted([*removal.get(chunk.group, []), *chunk.units])
+    return removal
+
+
 def simulated_widths(
     widths: Mapping[str, int], multiples: Mapping[str, tuple[int, int]], ratio: float, rounds: int
 ) -> dict[str, int]:

@@ -8,7 +8,10 @@ from torch import Tensor
 from core.errors import ExactnessFailed
 from core.graph.cuts import Removal, removed_ids
 from core.graph.groups import channel_groups
+from core.graph.ids import Booleans, Propagation
 from core.graph.network import Network
+from core.graph.operators import FORMS
+from core.graph.operators.form import LayerCut
 from core.report import Check
 
 BOUND = 1e-9
@@ -17,6 +20,9 @@ BOUND = 1e-9
 def check_cut(network: Network, removal: Removal, cut_network: Network, *inputs: Tensor) -> Check:
     """Compares `cut_network` with `network` whose consumers read zero from every removed channel.
 
+    Where removed channels meet others in a normalisation (LayerNorm, GroupNorm of one group), zeroing is not cutting:
+    the reference is the norm over the channels that are kept.
+
     Both run in eval mode, in float64, on copies, in front of a final Softmax (a saturated one hides errors). `inputs`
     are real inputs, (batch, ...), moved to the network's device. The error is max |a - b| / max |a| of the worst
     output; it must not exceed 1e-9.
@@ -24,8 +30,14 @@ def check_cut(network: Network, removal: Removal, cut_network: Network, *inputs:
     Raises `ExactnessFailed` where it does, where an output is not finite, or where all are 0 (nothing is proved).
     """
     reference = network.clone().to(torch.float64).eval()
-    zero_consumers(reference, removal)
-    smaller = cut_network.clone().to(torch.float64).eval()
+    as_if_cut(reference, removal)
+    return check_against(reference, cut_network, *inputs)
+
+
+def check_against(reference: Network, changed: Network, *inputs: Tensor) -> Check:
+    """Compares `changed` with `reference`, what it must compute, as `check_cut` does."""
+    reference = reference.clone().to(torch.float64).eval()
+    smaller = changed.clone().to(torch.float64).eval()
     with torch.no_grad():
         device = next((parameter.device for parameter in reference.parameters()), torch.device("cpu"))
         wide = [item.to(device, torch.float64) for item in inputs]
@@ -40,18 +52,32 @@ def check_cut(network: Network, removal: Removal, cut_network: Network, *inputs:
     return check
 
 
-def zero_consumers(network: Network, removal: Removal) -> None:
-    """Sets to 0, in place, every weight that reads a channel in `removal`. Raises `CutRefused` as `cut` does."""
+def as_if_cut(network: Network, removal: Removal) -> None:
+    """Sets to 0, in place, every weight that reads a channel in `removal`, and makes norms go over what is kept.
+
+    Raises `CutRefused` as `cut` does.
+    """
     groups = channel_groups(network)
-    removed = removed_ids(groups, removal)
-    for name, layer in network.layers().items():
-        own = groups.analysis.propagation.layers[name]
-        if own.input is None or getattr(layer, "groups", 1) > 1:
-            continue  # what a carrier or a removed group makes is removed as well: it is zeroed where it is consumed
-        weight = layer.get_parameter("weight")
-        places = torch.from_numpy(removed[own.input.numpy()]).to(weight.device)
-        with torch.no_grad():
-            weight[:, places] = 0
+    as_if_removed(network, groups.analysis.propagation, removed_ids(groups, removal))
+
+
+def as_if_removed(network: Network, propagation: Propagation, removed: Booleans) -> None:
+    """As `as_if_cut`, for the ids of a propagation of `network`, or of one that it is a copy of."""
+    for name, own in propagation.layers.items():
+        layer = network.module.get_submodule(name)
+        form = FORMS[type(layer)]
+        if own.reads is not None:
+            tensor, dim = own.reads
+            weight, ids = layer.get_parameter(tensor), own.tensors[tensor][dim]
+            assert ids is not None
+            places = torch.from_numpy(removed[ids.numpy()])
+            with torch.no_grad():
+                weight.index_fill_(dim, places.nonzero().flatten().to(weight.device), 0)
+        elif form.reference is not None and removed[own.output.numpy()].any():
+            path, _, attribute = name.rpartition(".")
+            reference = form.reference(layer, LayerCut(own, removed))
+            setattr(network.module.get_submodule(path), attribute, reference)
+        # what a carrier or a removed group makes is removed as well: it is zeroed where it is consumed
 
 
 def relative_error(reference: Tensor | tuple[Tensor, ...], other: Tensor | tuple[Tensor, ...]) -> float:

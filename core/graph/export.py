@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import torch
 from onnx import ModelProto, TensorProto, helper
 from torch import Tensor
 
 from core.errors import Fault, ParityFailed, RecipeInvalid
 from core.graph.exactness import relative_error
+from core.graph.external_data import save
 from core.graph.network import Network, TensorSpec
 from core.graph.onnx_checks import NEWEST_OPSET, OLDEST_OPSET
 from core.graph.onnx_writing import Writing
@@ -28,14 +28,17 @@ PARITY_BOUND = 1e-5
 PARITY_FACTOR = 10
 
 
-def write_onnx(network: Network, path: Path, *, opset: int | None = None) -> None:
+def write_onnx(
+    network: Network, path: Path, *, opset: int | None = None, external_data_bytes: int | None = None
+) -> None:
     """Writes `network` to `path`; `opset` None keeps the upload's. Equal networks make files of equal bytes.
+
+    Weights of more than `external_data_bytes` in all go to a file beside it, called `path` and ".data"; None: where
+    they are more than one file can hold (2 GiB).
 
     Raises `RecipeInvalid` for an opset out of range or one that cannot hold an operator, which it names.
     """
-    model = to_onnx(network, opset=opset)
-    onnx.checker.check_model(model, full_check=True)
-    path.write_bytes(model.SerializeToString(deterministic=True))
+    save(to_onnx(network, opset=opset), path, above_bytes=external_data_bytes)
 
 
 def to_onnx(network: Network, *, opset: int | None = None) -> ModelProto:
@@ -45,7 +48,8 @@ def to_onnx(network: Network, *, opset: int | None = None) -> ModelProto:
         message = f"opset {opset} cannot be written"
         raise RecipeInvalid(message, faults=[Fault("/export/opset", message, f"{OLDEST_OPSET} to {NEWEST_OPSET}")])
     model = _template(network, opset)
-    writing = Writing(network.module, opset, {item.name for item in (*model.graph.input, *model.graph.output)})
+    reserved = {item.name for item in (*model.graph.input, *model.graph.output)}
+    writing = Writing(network.module, opset, reserved, network.second_shapes())
     inputs = network.module.graph.find_nodes(op="placeholder")
     for node, spec in zip(inputs, network.inputs, strict=True):
         writing.bind(node, spec.name)
@@ -114,15 +118,28 @@ def check_parity(network: Network, path: Path, *inputs: Tensor) -> Check:
     return check
 
 
-def run_onnx(path: Path, static_batch: int | None, *inputs: Tensor) -> tuple[Tensor, ...]:
-    """All outputs of the file in ONNX Runtime on the CPU. A static batch is fed in pieces, the last one filled up."""
+def run_onnx(
+    path: Path, static_batch: int | None, *inputs: Tensor, processor_layouts: bool = True
+) -> tuple[Tensor, ...]:
+    """All outputs of the file in ONNX Runtime on the CPU. A static batch is fed in pieces, the last one filled up.
+
+    `processor_layouts`: with the memory layouts that the runtime chooses for this processor, as it is deployed; without
+    them it rounds less.
+
+    Raises `ParityFailed` where it cannot open or run the file, such as one of an opset that is newer than it is.
+    """
     import onnxruntime  # costs half a second: only where a file is run
 
     options = onnxruntime.SessionOptions()  # type: ignore[attr-defined]
     options.log_severity_level = 3
     options.intra_op_num_threads = torch.get_num_threads()
-    model = path.read_bytes()
-    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])  # type: ignore[attr-defined]
+    if not processor_layouts:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED  # type: ignore[attr-defined]
+    try:
+        # by path: its weights may lie in a file beside it
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])  # type: ignore[attr-defined]
+    except Exception as error:  # the runtime's own classes have no root but this
+        raise _cannot("open", path, error) from None
     names = [item.name for item in session.get_inputs()]
     total = int(inputs[0].shape[0])
     step = static_batch or total
@@ -132,10 +149,17 @@ def run_onnx(path: Path, static_batch: int | None, *inputs: Tensor) -> tuple[Ten
         count = len(parts[0])
         if count < step:
             parts = [np.concatenate([part, np.zeros((step - count, *part.shape[1:]), part.dtype)]) for part in parts]
-        pieces.append(
-            [np.asarray(result)[:count] for result in session.run(None, dict(zip(names, parts, strict=True)))]
-        )
+        try:
+            results = session.run(None, dict(zip(names, parts, strict=True)))
+        except Exception as error:
+            raise _cannot("run", path, error) from None
+        pieces.append([np.asarray(result)[:count] for result in results])
     return tuple(torch.from_numpy(np.concatenate(results)) for results in zip(*pieces, strict=True))
+
+
+def _cannot(do: str, path: Path, error: Exception) -> ParityFailed:
+    reason = " ".join(str(error).replace(str(path), path.name).split())[:500]
+    return ParityFailed(f"ONNX Runtime cannot {do} the model: {reason}")
 
 
 def _outputs(network: Network, inputs: tuple[Tensor, ...], dtype: torch.dtype) -> tuple[Tensor, ...]:

@@ -10,25 +10,21 @@ the same number of channels in each, make up a *channel group*: whichever of the
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
-from itertools import pairwise
 
 import numpy as np
-from torch import Tensor, nn
+from torch import Tensor, fx
 
 from core.graph.ids import Booleans, Freeze, Integers, Propagation, compressed
 from core.graph.network import Network
-from core.graph.operators import form_of
+from core.graph.operators import MAKERS, form_of
 from core.report import Frozen
-
-PRODUCERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
-"""Layers that make channels. BatchNorm has one parameter slice per channel too, but only carries what it is given."""
 
 
 @dataclass(frozen=True)
 class LayerChannels:
-    """Of each unit of a group, in order: its channels in `layer`, as many of each."""
+    """Of each unit of a group, in order: its channels in `layer`, as many of each where it can be cut."""
 
     layer: str
     channels: list[tuple[int, ...]]
@@ -40,7 +36,7 @@ class ChannelGroup:
 
     `name` is that of the first producer, with "#2", "#3" ... where it is the first of several groups (a layer whose
     channels go different ways); names survive a cut that leaves a unit of every group. `width` is the number of units;
-    unit u is removed from all of `producers` (output channels), `carriers` (BatchNorms) and `consumers` (input
+    unit u is removed from all of `producers` (output channels), `carriers` (normalisations) and `consumers` (input
     channels) at once. `always_kept` more units of the same layers are frozen and not among them. Where `cuttable` is
     False the units listed are the frozen ones.
     """
@@ -66,11 +62,15 @@ class Analysis:
 
 @dataclass(frozen=True)
 class ChannelGroups:
-    """`groups` in execution order of their first producers; `frozen` says what may not be cut, and why."""
+    """`groups` in execution order of their first producers; `frozen` says what may not be cut, and why.
+
+    They are of `network` as it was then: whoever changes it finds them anew.
+    """
 
     groups: list[ChannelGroup]
     frozen: list[Frozen]
     analysis: Analysis = field(repr=False)
+    network: Network = field(repr=False)
 
     def by_name(self) -> dict[str, ChannelGroup]:
         return {group.name: group for group in self.groups}
@@ -80,8 +80,8 @@ def channel_groups(network: Network) -> ChannelGroups:
     """Finds the channel groups of `network`. Time and memory grow about linearly with its size."""
     propagation = propagate(network)
     classes, frozen = propagation.resolve()
-    layers = network.layers()
-    makers = [name for name, layer in layers.items() if isinstance(layer, PRODUCERS)]
+    makers = [name for name in propagation.layers if isinstance(propagation.modules[name], MAKERS)]
+    makes = set(makers)
     group_of, unit_of, widths = _group(propagation, classes, frozen, makers)
 
     def channels(name: str, ids: Tensor) -> dict[int, list[tuple[int, ...]]]:
@@ -90,9 +90,8 @@ def channel_groups(network: Network) -> ChannelGroups:
     producers: list[list[LayerChannels]] = [[] for _ in widths]
     carriers: list[list[LayerChannels]] = [[] for _ in widths]
     consumers: list[list[LayerChannels]] = [[] for _ in widths]
-    for name in layers:
-        own = propagation.layers[name]
-        made = producers if name in makers else carriers
+    for name, own in propagation.layers.items():
+        made = producers if name in makes else carriers
         for group, found in channels(name, own.output).items():
             made[group].append(LayerChannels(name, found))
         if own.input is not None:
@@ -124,12 +123,13 @@ def channel_groups(network: Network) -> ChannelGroups:
         for index, width in enumerate(widths)
     ]
     reasons = _frozen_report(propagation, classes, makers)
-    return ChannelGroups(groups, reasons, Analysis(propagation, classes, group_of, unit_of))
+    return ChannelGroups(groups, reasons, Analysis(propagation, classes, group_of, unit_of), network)
 
 
-def propagate(network: Network) -> Propagation:
-    """Runs every node's channel rule, in execution order."""
-    p = Propagation(network.module)
+def propagate(network: Network, detached: Collection[fx.Node] = ()) -> Propagation:
+    """Runs every node's channel rule, in execution order. What leaves a node in `detached` gets new channel ids: what
+    they may be used for does not depend on where they come from."""
+    p = Propagation(network.module, network.grouped)
     for node in network.module.graph.nodes:
         if node.op == "output":
             for value in network.output_nodes():
@@ -146,6 +146,8 @@ def propagate(network: Network) -> Propagation:
                 p.ids[node] = p.frozen_result(reach, node, "the operator is not on the list in core/graph/operators")
             else:
                 p.ids[node] = form.rule(p, node)
+        if node in detached:
+            p.ids[node] = p.spread(p.fresh(node.meta["shape"][1]), node)
     return p
 
 
@@ -157,36 +159,44 @@ def _group(
     Frozen classes count as kept beside one group of free classes with which they share a layer; where there is none,
     they are a group of their own.
     """
+    if not makers:
+        return np.full(len(classes), -1), np.full(len(classes), -1), []
     places = _places(p, classes)
-    made_by: dict[int, list[int]] = {}  # root -> the layers (by position) that make channels of it, in order
-    for position, name in enumerate(makers):
-        for root in np.unique(classes[p.layers[name].output.numpy()]).tolist():
-            made_by.setdefault(root, []).append(position)
+    made = [np.unique(classes[p.layers[name].output.numpy()]) for name in makers]
+    owned, layers = np.concatenate(made), np.repeat(np.arange(len(made)), [len(roots) for roots in made])
+    order = np.lexsort((layers, owned))
+    owned, layers = owned[order], layers[order]
+    roots, starts = np.unique(owned, return_index=True)
+    bounds = [*starts.tolist(), len(owned)]  # of a root's part of `layers`, the first of which is its first producer
+    first, place = layers[starts], places[roots]
+
+    free = np.flatnonzero(~frozen[roots])
+    free = free[np.lexsort((roots[free], place[free], first[free]))]
+    edges = np.flatnonzero((np.diff(first[free]) != 0) | (np.diff(place[free]) != 0)) + 1
     cells: dict[tuple[int, int], list[int]] = {}
-    for root in sorted(made_by):
-        if not frozen[root]:
-            cells.setdefault((made_by[root][0], int(places[root])), []).append(root)
     beside: dict[int, tuple[int, int]] = {}  # layer -> the first of the cells with channels of it
-    for cell in sorted(cells):
-        for position in made_by[cells[cell][0]]:
-            beside.setdefault(position, cell)
+    for units in np.split(free, edges) if free.size else []:
+        cell = int(first[units[0]]), int(place[units[0]])
+        cells[cell] = roots[units].tolist()
+        for layer in layers[bounds[units[0]] : bounds[units[0] + 1]].tolist():
+            beside.setdefault(layer, cell)
     kept: dict[tuple[int, int], list[int]] = {}
-    for root in sorted(made_by):
-        if frozen[root]:
-            found = [beside[layer] for layer in made_by[root] if layer in beside]
-            if found:
-                kept.setdefault(found[0], []).append(root)
-            else:
-                cells.setdefault((made_by[root][0], 1), []).append(root)  # no place of free classes: those are < 0
+    for index in np.flatnonzero(frozen[roots]).tolist():
+        mine = layers[bounds[index] : bounds[index + 1]].tolist()
+        found = next((beside[layer] for layer in mine if layer in beside), None)
+        if found is not None:
+            kept.setdefault(found, []).append(int(roots[index]))
+        else:
+            cells.setdefault((mine[0], 1), []).append(int(roots[index]))  # no place of free classes: those are < 0
 
     group_of = np.full(len(classes), -1)
     unit_of = np.full(len(classes), -1)
     widths = []
     for group, cell in enumerate(sorted(cells)):
-        units = cells[cell]
-        group_of[units] = group_of[kept.get(cell, [])] = group
-        unit_of[units] = np.arange(len(units))
-        widths.append(len(units))
+        members = cells[cell]
+        group_of[members] = group_of[kept.get(cell, [])] = group
+        unit_of[members] = np.arange(len(members))
+        widths.append(len(members))
     return group_of, unit_of, widths
 
 
@@ -201,10 +211,12 @@ def _places(p: Propagation, classes: Integers) -> Integers:
     places = np.zeros(len(classes), dtype=np.int64)
     least = 0
     layers = (ids for own in p.layers.values() for ids in (own.output, own.input) if ids is not None)
-    tensors = {id(ids): ids for ids in (*p.ids.values(), *p.constants.values(), *layers)}
-    for ids in reversed(tensors.values()):
-        (small,) = compressed(ids)
-        roots, times = np.unique(classes[small.numpy()], return_counts=True)
+    tensors: dict[bytes, Integers] = {}  # most hold what one before holds, once all that goes together is one class
+    for small in (*(small for _, small in p.views), *(compressed(ids)[0] for ids in layers)):
+        held = classes[small.numpy()]
+        tensors.setdefault(held.tobytes(), held)
+    for held in reversed(tensors.values()):
+        roots, times = np.unique(held, return_counts=True)
         _, found = np.unique(places[roots] * (times.max() + 1) + times, return_inverse=True)
         least -= len(roots)
         places[roots] = least + found
@@ -223,20 +235,27 @@ def _by_unit(
     """Of a layer's channels, given by their classes: group -> per unit, the channels' indices."""
     found: dict[int, list[tuple[int, ...]]] = {}
     groups, units = group_of[roots], unit_of[roots]
-    for group in np.unique(groups[units >= 0]):
-        places = np.flatnonzero((groups == group) & (units >= 0))
+    whole = units >= 0
+    for group in np.flatnonzero(np.bincount(groups[whole])).tolist():
+        places = np.flatnonzero(whole & (groups == group))
         order = places[np.argsort(units[places], kind="stable")]
-        bounds = np.searchsorted(units[order], np.arange(widths[group] + 1))
-        indices = order.tolist()
-        found[int(group)] = [tuple(indices[a:b]) for a, b in pairwise(bounds)]
+        times = np.bincount(units[places], minlength=widths[group])
+        if (times == times[0]).all():
+            found[group] = list(map(tuple, order.reshape(widths[group], -1).tolist()))
+        else:  # frozen units
+            found[group] = [tuple(part.tolist()) for part in np.split(order, times.cumsum()[:-1])]
     return found
 
 
 def _frozen_report(p: Propagation, classes: Integers, makers: list[str]) -> list[Frozen]:
     """One entry per node that froze something, with the layers whose channels it holds."""
+    is_frozen = np.zeros(len(classes), dtype=np.bool_)
+    for freeze in p.freezes:
+        is_frozen[classes[freeze.ids]] = True
     owners: dict[int, list[str]] = {}
     for name in makers:
-        for root in np.unique(classes[p.layers[name].output.numpy()]):
+        roots = classes[p.layers[name].output.numpy()]
+        for root in np.unique(roots[is_frozen[roots]]):
             owners.setdefault(int(root), []).append(name)
     position = {name: index for index, name in enumerate(makers)}
     found: dict[tuple[str, str, str], set[str]] = {}

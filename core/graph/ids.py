@@ -7,9 +7,10 @@ then finds the classes of united ids at once (vectorised, so near-linear in the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,8 @@ from torch import Tensor, fx
 
 Integers = npt.NDArray[np.int64]
 Booleans = npt.NDArray[np.bool_]
+Grouped = Literal["whole", "inside"]
+"""How a grouped convolution is cut: its groups one by one, or the same channels inside each of its groups."""
 
 
 @dataclass(frozen=True)
@@ -32,20 +35,28 @@ class Freeze:
 
 @dataclass(frozen=True)
 class LayerIds:
-    """Ids of a layer's own channels. `input` is None where no dimension of the weight holds the input's channels alone.
+    """Ids of a layer's own channels.
 
-    (BatchNorm: its output ids are its input ids; a grouped convolution: its groups go as a whole.)
+    `output` (channels,) are those that it makes, or carries (a normalisation's are its input's); `input` those that it
+    reads as a sum over its weights, None for a layer that only carries. `tensors` has, per parameter or buffer, the ids
+    along each dimension, None for a dimension that holds no channels. `reads` names the tensor and the dimension along
+    which the input is read: zero there is zero in. It is None where no dimension holds the input's channels alone (a
+    grouped convolution whose groups go as a whole).
     """
 
     output: Tensor
     input: Tensor | None
+    tensors: Mapping[str, tuple[Tensor | None, ...]]
+    reads: tuple[str, int] | None = None
 
 
 class Propagation:
     """The state that rules work on. `ids[node]` has the node's shape; `layers[name]` its parameters' channels."""
 
-    def __init__(self, module: fx.GraphModule) -> None:
+    def __init__(self, module: fx.GraphModule, grouped: Mapping[str, Grouped] | None = None) -> None:
         self.module = module
+        self.modules = dict(module.named_modules())
+        self.grouped = grouped or {}
         self.ids: dict[fx.Node, Tensor] = {}
         self.layers: dict[str, LayerIds] = {}
         self.constants: dict[str, Tensor] = {}
@@ -85,6 +96,22 @@ class Propagation:
             self.unite(rows, rows[:, :1].expand_as(rows))
         return rows[:, 0].expand(moved.shape[0])
 
+    def merged(self, ids: Tensor, dims: Iterable[int]) -> Tensor | None:
+        """The ids with one place left along each of `dims`, for an operator that takes those places together.
+
+        Channels along one of them that lie in rows (a stack of branches, the parts of split attention) are united row
+        by row: without a whole row the other rows are what they were. None where nothing but `dims` tells them apart.
+        """
+        (small,) = compressed(ids)
+        along = {dim % ids.dim() for dim in dims}
+        first = _first(ids, along)
+        if bool((small == _first(small, along)).all()):
+            return first
+        if bool((small == _first(small, set(range(ids.dim())) - along)).all()):
+            return None
+        self.unite(ids, first.expand_as(ids))
+        return first
+
     def layer(self, name: str, make: Any) -> LayerIds:
         """The ids of layer `name`, made by `make()` at its first use: a layer used twice has one set of channels."""
         if name not in self.layers:
@@ -92,7 +119,7 @@ class Propagation:
         return self.layers[name]
 
     def submodule(self, node: fx.Node) -> Any:
-        return self.module.get_submodule(str(node.target))
+        return self.modules[str(node.target)]
 
     def spread(self, vector: Tensor, node: fx.Node, dim: int = 1) -> Tensor:
         """`vector` along `dim` of the node's shape, the same everywhere else."""
@@ -111,6 +138,17 @@ class Propagation:
 
     # --- after the rules ----------------------------------------------------------------------------------------
 
+    @cached_property
+    def views(self) -> list[tuple[list[str], Tensor]]:
+        """The ids of every activation and constant, compressed, each once, with the names of the nodes that hold them:
+        many share one view of the same ids."""
+        found: dict[tuple[Any, ...], tuple[list[str], Tensor]] = {}
+        for node, ids in self.ids.items():
+            (small,) = compressed(ids)
+            key = small.data_ptr(), small.shape, small.stride()
+            found.setdefault(key, ([], small))[0].append(str(node.name))
+        return list(found.values())
+
     def resolve(self) -> tuple[Integers, Booleans]:
         """(class of every id, which classes are frozen). A class is named by its smallest id.
 
@@ -123,13 +161,12 @@ class Propagation:
             for item in self.freezes:
                 frozen[classes[item.ids]] = True
             before = len(self._left)
-            for ids in (*self.ids.values(), *self.constants.values()):
-                self._keep_one_dimension(ids, classes, frozen)
+            for _, small in self.views:
+                self._keep_one_dimension(small, classes, frozen)
             if len(self._left) == before:
                 return classes, frozen
 
-    def _keep_one_dimension(self, ids: Tensor, classes: Integers, frozen: Booleans) -> None:
-        (small,) = compressed(ids)
+    def _keep_one_dimension(self, small: Tensor, classes: Integers, frozen: Booleans) -> None:
         if sum(size > 1 for size in small.shape) < 2:
             return
         found = torch.from_numpy(classes)[small]
@@ -163,13 +200,22 @@ def components(count: int, left: list[Integers], right: list[Integers]) -> Integ
     return labels
 
 
+def _first(ids: Tensor, dims: Iterable[int]) -> Tensor:
+    """One place along each of `dims`."""
+    for dim in dims:
+        ids = ids.narrow(dim, 0, 1)
+    return ids
+
+
 def compressed(*tensors: Tensor) -> tuple[Tensor, ...]:
     """The tensors (of one shape) without the dimensions along which all of them are expanded views."""
     shape = tensors[0].shape
-    for dim in range(len(shape)):
-        if shape[dim] > 1 and all(tensor.stride(dim) == 0 for tensor in tensors):
-            tensors = tuple(tensor.narrow(dim, 0, 1) for tensor in tensors)
-    return tensors
+    strides = [tensor.stride() for tensor in tensors]
+    varies = strides[0] if len(strides) == 1 else tuple(map(any, zip(*strides, strict=True)))
+    if all(varies):
+        return tensors
+    sizes = [size if along or not size else 1 for size, along in zip(shape, varies, strict=True)]
+    return tuple(tensor.as_strided(sizes, stride) for tensor, stride in zip(tensors, strides, strict=True))
 
 
 def source(node: fx.Node, index: int = 0) -> fx.Node:
@@ -188,6 +234,8 @@ def operator_name(module: fx.GraphModule, node: fx.Node) -> str:
     """As a person would call it: the class of a layer, the bare name of an ATen call."""
     if node.op == "call_module":
         return type(module.get_submodule(str(node.target))).__name__
+    if node.op == "call_function" and not isinstance(node.target, torch._ops.OpOverload):
+        return str(getattr(node.target, "__name__", node.target))
     if node.op == "call_function":
         return str(node.target).removeprefix("aten.").split(".")[0]
     return str(node.op)

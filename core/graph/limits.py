@@ -5,6 +5,9 @@ from __future__ import annotations
 MAX_FILE_BYTES = 2 * 1024**3
 """Protobuf's own limit on one message."""
 
+MAX_WEIGHTS_BYTES = 16 * 1024**3
+"""Of an upload whose weights lie outside any message: ONNX with external data, and .pt2."""
+
 MAX_NODES = 20_000
 
 MAX_RANK = 8

@@ -3,22 +3,24 @@
 A `Network` holds a `torch.fx.GraphModule` whose parametrised layers are plain `torch.nn` modules (`call_module`),
 whose other nodes are ATen calls from the closed list in `core/graph/operators` (`call_function`), and whose bare
 constants are buffers (`get_attr`). Dimension 0 of every activation is the batch; nothing in the graph depends on its
-size, so that a model uploaded with a static batch of 1 can be trained. `node.meta["shape"]` is the shape for one.
+size, so that a model uploaded with a static batch of 1 can be trained. `node.meta["shape"]` is the shape for one,
+`node.meta["dtype"]` the type: float32, or where numbers are compared or counted bool, int32 or int64.
 """
 
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx, nn
 
-from core.errors import Fault, ModelRefused, ModelTooLarge
-from core.graph.limits import MAX_ACTIVATION_ELEMENTS
+from core.errors import Fault, ModelRefused
+from core.graph.copying import copied
+from core.graph.ids import Grouped
+from core.graph.shapes import propagate_shapes, run_shapes
 from core.graph.softmax import final_softmax, without_final_softmax
 
 
@@ -56,6 +58,8 @@ class Network:
         outputs: the outputs as uploaded, in order.
         origin: where it came from.
         input_shapes: per input, the shape of one example without the batch (dynamic dimensions filled in).
+        grouped: per grouped convolution, how it is cut; by default whichever way leaves more to choose from. It stays
+            with the network through cuts, so that a plan of several cuts is one cut of the original.
 
     Raises:
         ModelTooLarge: an activation is past the cap.
@@ -69,14 +73,17 @@ class Network:
         outputs: tuple[TensorSpec, ...],
         origin: Origin,
         input_shapes: tuple[tuple[int, ...], ...],
+        grouped: Mapping[str, Grouped] | None = None,
     ) -> None:
         self.module = module
         self.inputs = inputs
         self.outputs = outputs
         self.input_shapes = input_shapes
+        self.grouped: Mapping[str, Grouped] = grouped_cuts(module) if grouped is None else grouped
         self._without_softmax: fx.GraphModule | None = None
         propagate_shapes(module, input_shapes)
         _refuse_false_declarations(outputs, self.computed_outputs())
+        _refuse_whole_numbers(outputs, self.output_nodes())
         self.origin = replace(origin, ends_in_softmax=any(map(final_softmax, self.output_nodes())))
 
     # --- running ------------------------------------------------------------------------------------------------
@@ -104,10 +111,10 @@ class Network:
 
     # --- as nn.Module -------------------------------------------------------------------------------------------
 
-    def clone(self) -> Network:
-        """A deep copy: own parameters, own buffers, the same mode."""
+    def clone(self, instead: Mapping[int, Tensor] | None = None) -> Network:
+        """A deep copy: own parameters, own buffers, the same mode. `instead` has other tensors by the old ones' id."""
         twin = copy.copy(self)
-        twin.module = copy.deepcopy(self.module)
+        twin.module = copied(self.module, instead or {})
         twin._without_softmax = None
         return twin
 
@@ -166,20 +173,26 @@ class Network:
             for spec, node in zip(self.outputs, self.output_nodes(), strict=True)
         )
 
+    def second_shapes(self) -> dict[fx.Node, tuple[int, ...]] | None:
+        """The shape of every node where open sizes of the inputs are others: what differs from `node.meta["shape"]`
+        follows them. None where nothing is open, or where the network takes one size only."""
+        if not any(isinstance(size, str) for spec in self.inputs for size in spec.shape[1:]):
+            return None
+        dtypes = {node: node.meta.get("dtype") for node in self.module.graph.nodes}
+        try:
+            return run_shapes(self.module, other_shapes(self.inputs, self.input_shapes), batch=1, capped=False)
+        except ModelRefused:
+            return None
+        finally:
+            for node, dtype in dtypes.items():
+                node.meta["dtype"] = dtype
+
     def known_outputs(self) -> tuple[TensorSpec, ...]:
         """As `computed_outputs`, but what follows an input's open height or width stays as it was declared."""
         if not any(isinstance(size, str) for spec in self.inputs for size in spec.shape[1:]):
             return self.computed_outputs()
-        larger = tuple(
-            tuple(
-                size if isinstance(declared, int) else 2 * size
-                for declared, size in zip(spec.shape[1:], shape, strict=True)
-            )
-            for spec, shape in zip(self.inputs, self.input_shapes, strict=True)
-        )
-        try:
-            others = run_shapes(self.module, larger, batch=1)
-        except ModelRefused:  # of one size only
+        others = self.second_shapes()
+        if others is None:
             return self.outputs
         return tuple(
             replace(spec, shape=(*spec.shape[:1], *(
@@ -188,6 +201,40 @@ class Network:
             )))
             for spec, found, node in zip(self.outputs, self.computed_outputs(), self.output_nodes(), strict=True)
         )  # fmt: skip
+
+
+OPEN_FACTORS = (2, 3, 5, 7)
+"""How many times as large the open sizes of an input are in the second example that shapes are worked out for: no two
+alike, so that a height is not taken for a width."""
+
+
+def other_shapes(inputs: tuple[TensorSpec, ...], shapes: tuple[tuple[int, ...], ...]) -> tuple[tuple[int, ...], ...]:
+    """The input shapes of the second example, `shapes` being those of the first."""
+    found = []
+    for spec, shape in zip(inputs, shapes, strict=True):
+        is_open = [isinstance(declared, str) for declared in spec.shape[1:]]
+        found.append(
+            tuple(
+                size * OPEN_FACTORS[sum(is_open[:index]) % len(OPEN_FACTORS)] if is_open[index] else size
+                for index, size in enumerate(shape)
+            )
+        )
+    return tuple(found)
+
+
+def grouped_cuts(module: nn.Module, way: Grouped | Literal["auto"] = "auto") -> dict[str, Grouped]:
+    """How each grouped convolution of `module` is cut: group by group where that leaves the more units, else inside.
+
+    `way` sets it for all but depthwise ones, which have nothing inside.
+    """
+    found: dict[str, Grouped] = {}
+    for name, layer in module.named_modules():
+        groups = getattr(layer, "groups", 1)
+        if isinstance(groups, int) and groups > 1:
+            per_group = min(layer.in_channels, layer.out_channels) // groups
+            chosen: Grouped = "inside" if groups < per_group else "whole"
+            found[name] = chosen if way == "auto" or per_group == 1 else way
+    return found
 
 
 def _refuse_false_declarations(declared: tuple[TensorSpec, ...], computed: tuple[TensorSpec, ...]) -> None:
@@ -210,66 +257,14 @@ def _refuse_false_declarations(declared: tuple[TensorSpec, ...], computed: tuple
         raise ModelRefused(f"the model does not make what it declares: {told}", faults=faults)
 
 
+def _refuse_whole_numbers(declared: tuple[TensorSpec, ...], nodes: list[fx.Node]) -> None:
+    """Raises `ModelRefused` where an output is made of truth values or integers."""
+    for said, node in zip(declared, nodes, strict=True):
+        kind = node.meta["dtype"]
+        if not kind.is_floating_point:
+            found = str(kind).removeprefix("torch.")
+            raise ModelRefused(f"the output {said.name!r} is declared as {said.dtype}, but is computed as {found}")
+
+
 def _text(shape: tuple[int | str, ...]) -> str:
     return "(" + ", ".join(map(str, shape)) + ")"
-
-
-class _Shapes(fx.Interpreter):
-    """Runs the graph on the meta device (no memory, no arithmetic) and notes the shape of every node."""
-
-    def __init__(self, module: fx.GraphModule, batch: int) -> None:
-        super().__init__(module)
-        self.extra_traceback = False  # it would be written into our own errors
-        self.batch = batch
-        self.found: dict[fx.Node, tuple[int, ...]] = {}
-
-    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        layer = self.module.get_submodule(target)
-        tensors = {**dict(layer.named_parameters()), **dict(layer.named_buffers())}
-        phantoms = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors.items()}
-        return torch.func.functional_call(layer, phantoms, args, kwargs)
-
-    def get_attr(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return torch.empty_like(self.fetch_attr(target), device="meta")
-
-    def run_node(self, n: fx.Node) -> Any:
-        try:
-            result = super().run_node(n)
-        except (RuntimeError, ValueError, IndexError, TypeError) as error:
-            reason = str(error).splitlines()[0]
-            raise ModelRefused(f"node {n.name!r} does not fit the shapes that reach it: {reason}") from None
-        if n.op != "output":
-            shape = tuple(result.shape)
-            if math.prod(shape) > MAX_ACTIVATION_ELEMENTS * self.batch:
-                size = math.prod(shape) // self.batch
-                raise ModelTooLarge(
-                    f"node {n.name!r} makes {size} numbers; at most {MAX_ACTIVATION_ELEMENTS} are taken"
-                )
-            self.found[n] = shape
-        return result
-
-
-def propagate_shapes(module: fx.GraphModule, input_shapes: tuple[tuple[int, ...], ...]) -> None:
-    """Writes `node.meta["shape"]` (batch 1) on every node, and proves on a batch of 2 that only dimension 0 follows it.
-
-    Raises `ModelTooLarge` past the cap on activations, `ModelRefused` where shapes do not fit or the batch is not free.
-    """
-    one, two = (run_shapes(module, input_shapes, batch=batch) for batch in (1, 2))
-    for node, shape in one.items():
-        if node.op != "get_attr" and (shape[:1] != (1,) or two[node] != (2, *shape[1:])):
-            raise ModelRefused(f"node {node.name!r} mixes the batch with other dimensions; its size cannot be freed")
-        node.meta["shape"] = shape
-
-
-def run_shapes(
-    module: fx.GraphModule, input_shapes: tuple[tuple[int, ...], ...], *, batch: int
-) -> dict[fx.Node, tuple[int, ...]]:
-    """The shape of every node's value for a batch of inputs of `input_shapes` (each without the batch)."""
-    training = module.training
-    module.eval()  # a BatchNorm in training mode refuses one value per channel
-    interpreter = _Shapes(module, batch)
-    try:
-        interpreter.run(*(torch.empty(batch, *shape, device="meta") for shape in input_shapes))
-    finally:
-        module.train(training)
-    return interpreter.found

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import keyword
-import re
 from collections import Counter
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any, cast
 
 import numpy as np
@@ -16,36 +13,44 @@ import torch
 from onnx import NodeProto
 from torch import Tensor, fx, nn
 
-from core.errors import ModelRefused, OperatorUnknown
-from core.graph.onnx_constants import Batch, Dynamic
+from core.errors import Fault, ModelRefused, OperatorUnknown
+from core.graph.building import Building, readable
+from core.graph.onnx_spreads import Spread, spread
+from core.graph.operators.shape import expand_like
+from core.graph.sizes import BATCH, Size, described_sizes, follows_batch
+from core.graph.turned import Turned
 
 HOME = "core/graph/operators"
-_RESERVED = frozenset({*keyword.kwlist, *dir(fx.GraphModule), *dir(nn.Module())})
+WHOLE_TYPES = {np.dtype(np.bool_), np.dtype(np.int32), np.dtype(np.int64)}
+ANY_TYPE = frozenset({
+    "Cast", "Identity", "Where", "Not", "And", "Or", "Xor", "Add", "Sub", "Mul",
+    "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual",
+    "Concat", "Expand", "Flatten", "Gather", "Reshape", "Shape", "Slice", "Split", "Squeeze", "Tile", "Transpose",
+    "Unsqueeze",
+})  # fmt: skip
+"""Operators that take bool, int32 and int64 as well: exporters mask and count with them. All others take float32."""
 
 
-class Reading:
-    """A canonical graph in the making. `constants` are folded arrays by value name, `activations` are graph nodes.
+class Reading(Building):
+    """A canonical graph in the making. By value name, `constants` are folded arrays, `spreads` constants as long as the
+    batch or another open size, `activations` graph nodes.
 
-    `static_batch` is the batch size that the upload fixed (None: dynamic); the graph is made for any. `dynamic_space`
-    says that a dimension behind the batch is dynamic too: the sizes seen here are then only examples, and every shape
-    is worked out for a second example as well, to tell which sizes follow them.
+    `static_batch` is the batch size that the upload fixed (None: dynamic); the graph is made for any.
     """
 
     def __init__(self, opset: int, uses: Counter[str], static_batch: int | None, dynamic_space: bool) -> None:
+        super().__init__(dynamic_space=dynamic_space)
         self.opset = opset
         self.static_batch = static_batch
-        self.dynamic_space = dynamic_space
-        self.graph = fx.Graph()
-        self.root = nn.Module()
         self.constants: dict[str, npt.NDArray[Any]] = {}
+        self.spreads: dict[str, Spread] = {}
         self.activations: dict[str, fx.Node] = {}
+        self.turned: dict[str, Turned] = {}
+        self.straight: dict[str, fx.Node] = {}  # of what is turned, the node with the batch in front
+        self._bare: dict[str, fx.Node] = {}  # of spread constants, what is spread
         self._uses = uses
-        self._phantoms: dict[fx.Node, Tensor] = {}
-        self._others: dict[fx.Node, Tensor] = {}  # of the second example; none where it does not fit
         self._shared: dict[tuple[Any, ...], str] = {}
         self._weights: dict[str, NodeProto] = {}  # weight -> the node whose layer has it
-        self._taken: set[str] = set()
-        self._prefixes: set[str] = set()
 
     # --- inputs of a node ---------------------------------------------------------------------------------------
 
@@ -59,34 +64,107 @@ class Reading:
         """How many nodes and outputs read the value."""
         return self._uses[name]
 
+    def alias(self, name: str, of: str) -> None:
+        """`name` stands for the value `of`, and is read as often."""
+        self._uses[name] = self._uses[of]
+
     def activation(self, node: NodeProto, index: int) -> fx.Node:
         """The input as a node of the graph; a constant becomes a buffer."""
         if not self.given(node, index):
             raise self.refused(node, f"input {index} is missing")
         name = node.input[index]
-        return self.activations[name] if name in self.activations else self.constant_node(node, index)
+        if name in self.turned:
+            what = "an input whose batch a Transpose has moved from the front"
+            raise self.unknown(node, f"{what}, where it does not work on each example by itself")
+        if name in self.spreads:
+            return self.spread_node(node, index, self.spreads[name])
+        if name not in self.activations:
+            return self.constant_node(node, index)
+        found = self.activations[name]
+        if found.meta["dtype"] != torch.float32 and node.op_type not in ANY_TYPE:
+            kind = str(found.meta["dtype"]).removeprefix("torch.")
+            raise self.unknown(node, f"input {index} of type {kind}, where float32 is computed with")
+        return found
+
+    def moved(self, node: NodeProto, index: int) -> Turned:
+        """The input as a node of the graph and the order of its dimensions, whose batch need not be in front."""
+        name = node.input[index] if self.given(node, index) else ""
+        if name in self.turned:
+            return self.turned[name]
+        x = self.activation(node, index)
+        return Turned(x, tuple(range(len(x.meta["shape"]))))
+
+    def settled(self, value: Turned) -> fx.Node | Turned:
+        """As a node of the graph, its dimensions put in order, where the batch is in front."""
+        if value.order[0] != 0:
+            return value
+        return value.node if value.plain else self.call(torch.ops.aten.permute.default, value.node, list(value.order))
+
+    def bind(self, name: str, value: fx.Node | Turned) -> None:
+        """The value called `name` in the model."""
+        if isinstance(value, Turned):
+            self.turned[name] = value
+        else:
+            self.activations[name] = value
+
+    def kind(self, node: NodeProto, index: int) -> str:
+        """The type of the input's elements: "float32", "bool", "int64" ...; "open size" where one is among them."""
+        array = self.constants.get(node.input[index]) if self.given(node, index) else None
+        if array is None and self.given(node, index) and node.input[index] in self.spreads:
+            array = self.spreads[node.input[index]].array
+        if array is not None:
+            return str(array.dtype) if array.dtype != object else "open size"
+        return str(self.moved(node, index).node.meta["dtype"]).removeprefix("torch.")
 
     def constant_node(self, node: NodeProto, index: int) -> fx.Node:
         """A constant input as a buffer of the graph."""
         name = node.input[index]
-        array = self.constants[name]
-        if array.dtype != np.float32:
-            raise self.unknown(node, f"input {index}, a constant of type {array.dtype}, where float32 is computed with")
-        if name not in self.activations:
-            path = self._unique(f"constants.{readable(name) or 'value'}")
-            self._attach(path, torch.from_numpy(np.array(array)))
-            made = self.graph.get_attr(path)
-            self._note(made, torch.empty(array.shape, device="meta"))
-            self._others[made] = self._phantoms[made]
-            self.activations[name] = made
-        return self.activations[name]
+        return self._buffer(node, index, self.constants[name], self.activations)
 
-    def operand(self, node: NodeProto, index: int) -> fx.Node | float:
-        """An input of an element-wise operator: a number where it is a constant of one element."""
-        array = self.constants.get(node.input[index]) if self.given(node, index) else None
-        if array is not None and array.size == 1 and array.dtype == np.float32:
-            return float(array.reshape(()))
-        return self.activation(node, index)
+    def _buffer(self, node: NodeProto, index: int, array: npt.NDArray[Any], known: dict[str, fx.Node]) -> fx.Node:
+        name = node.input[index]
+        if array.dtype != np.float32 and (array.dtype not in WHOLE_TYPES or node.op_type not in ANY_TYPE):
+            raise self.unknown(node, f"input {index}, a constant of type {array.dtype}, where float32 is computed with")
+        if name not in known:
+            path = f"constants.{readable(name) or 'value'}"
+            known[name] = self.add_constant(path, torch.from_numpy(np.array(array)))
+        return known[name]
+
+    def spread(self, node: NodeProto, index: int) -> Spread | None:
+        """The input as a constant that is as long as open sizes, where it is one: also one whose images are all alike
+        in a model of a fixed batch."""
+        name = node.input[index]
+        array = self.constants.get(name)
+        if array is None:
+            return self.spreads.get(name)
+        alike = array.ndim > 1 and array.dtype != object and len(array) == self.static_batch
+        if not alike or not bool((array == array[:1]).all()):
+            return None
+        found = spread(array[:1], (BATCH, *array.shape[1:]))
+        assert isinstance(found, Spread)
+        return found
+
+    def spread_node(self, node: NodeProto, index: int, value: Spread) -> fx.Node:
+        """The input, a constant as long as open sizes, expanded like activations that have them."""
+        sizes = value.sizes
+        like: dict[fx.Node, list[int]] = {}
+        for dim, size in enumerate(sizes):
+            found = size.multiple() if isinstance(size, Size) else None
+            if size == BATCH and dim == 0:
+                given = (self.activations.get(other) for other in node.input if other not in self.constants)
+                beside = next((other for other in given if other is not None), None)
+                like.setdefault(beside or self.graph.find_nodes(op="placeholder")[0], []).append(0)
+            elif found is not None and found[1] == 1 and found[0].dim == dim and found[0].node is not None:
+                like.setdefault(found[0].node, []).append(dim)
+            elif found is not None or isinstance(size, Size) or dim == 0:
+                wanted = "the batch in front, and behind it fixed sizes or those of another value in their places"
+                raise self.misplaced(
+                    node, f"reads {node.input[index]!r}, a constant of the sizes {described_sizes(sizes)}", wanted
+                )
+        made = self._buffer(node, index, value.array, self._bare)
+        for other, dims in like.items():
+            made = self.call(expand_like, made, other, dims)
+        return made
 
     def weight(self, node: NodeProto, index: int) -> npt.NDArray[np.float32]:
         """A constant float32 input."""
@@ -110,7 +188,7 @@ class Reading:
         return float(array.reshape(()))
 
     def shape(self, node: NodeProto, index: int) -> list[Any]:
-        """A constant vector of sizes; entries may be `Batch` or `Dynamic`."""
+        """A constant vector of sizes; entries may be a `Size`, where they are open."""
         array = self.constants.get(node.input[index]) if self.given(node, index) else None
         if array is None or array.ndim != 1 or array.dtype not in (np.dtype(np.int64), np.dtype(np.int32), object):
             raise self.unknown(node, f"input {index} that is not a constant vector of integers")
@@ -120,15 +198,15 @@ class Reading:
         return [self.size(node, item) for item in self.shape(node, index)]
 
     def size(self, node: NodeProto, item: Any) -> int:
-        if isinstance(item, Dynamic):
-            raise self.unknown(node, "a size that depends on a dynamic dimension of an input")
-        if isinstance(item, Batch):
+        if isinstance(item, Size) and follows_batch(item):
             raise self.unknown(node, "the batch size where another size belongs")
+        if isinstance(item, Size):
+            raise self.unknown(node, "a size that depends on a dynamic dimension of an input")
         return int(item)
 
     def is_batch(self, item: Any) -> bool:
         """Whether an entry of a shape stands for the batch."""
-        return isinstance(item, Batch) or (self.static_batch is not None and item == self.static_batch)
+        return item == BATCH or (self.static_batch is not None and item == self.static_batch)
 
     def axis(self, node: NodeProto, axis: int, rank: int) -> int:
         if not -rank <= axis < rank:
@@ -154,22 +232,7 @@ class Reading:
 
     def input(self, name: str, shape: tuple[int, ...], other: tuple[int, ...]) -> None:
         """An input by the shape of one example, and of another with other sizes where they are dynamic."""
-        made = self.graph.placeholder(readable(name).replace(".", "_") or "input")
-        self._note(made, torch.empty(1, *shape, device="meta"))
-        self._others[made] = torch.empty(1, *other, device="meta")
-        self.activations[name] = made
-
-    def other_shape(self, x: fx.Node) -> tuple[int, ...]:
-        """The shape of `x` for the second example; that of the first where the second does not fit the graph, which
-        is then of one size."""
-        return tuple(self._others.get(x, self._phantoms[x]).shape)
-
-    def call(self, target: Any, *args: Any) -> fx.Node:
-        """An ATen call. Its shape is worked out at once, on the meta device."""
-        made = self.graph.call_function(target, args)
-        self._note(made, target(*fx.map_arg(args, lambda item: self._phantoms[item])))
-        self._note_other(made, lambda: target(*fx.map_arg(args, lambda item: self._others[item])))
-        return made
+        self.activations[name] = self.add_input(name, shape, other)
 
     def layer(
         self, node: NodeProto, weight: str, make: Callable[[], nn.Module], x: fx.Node, shared: tuple[Any, ...] = ()
@@ -185,19 +248,12 @@ class Reading:
             if weight in self.constants and self.constants[weight].ndim > 1:
                 other = self._weights.setdefault(weight, node)
                 if other.output[0] != node.output[0]:
-                    raise self.unknown(node, f"the weight {weight!r} of node {described(other)} in an unlike layer")
-            name = self._unique(layer_name(node, weight))
-            self._attach(name, make())
+                    shared_by = f"the weight {weight!r} of node {described(other)} in an unlike layer"
+                    raise self.unknown(node, f"{shared_by} (as two it would be counted twice and trained apart)")
+            name = self.add_layer(layer_name(node, weight), make())
             if shared:
                 self._shared[key] = name
-        made = self.graph.call_module(name, (x,))
-        layer = self.root.get_submodule(name)
-        tensors = {**dict(layer.named_parameters()), **dict(layer.named_buffers())}
-        phantoms = {key: torch.empty_like(tensor, device="meta") for key, tensor in tensors.items()}
-        layer.eval()
-        self._note(made, torch.func.functional_call(layer, phantoms, (self._phantoms[x],)))
-        self._note_other(made, lambda: torch.func.functional_call(layer, phantoms, (self._others[x],)))
-        return made
+        return self.apply(name, x)
 
     def tensor(self, array: npt.NDArray[Any]) -> Tensor:
         """A copy: no layer shares memory with another or with the file."""
@@ -205,50 +261,28 @@ class Reading:
 
     # --- refusing -----------------------------------------------------------------------------------------------
 
-    def unknown(self, node: NodeProto, what: str) -> OperatorUnknown:
+    def unknown(self, node: NodeProto, what: str, right: str | None = None) -> OperatorUnknown:
+        """Of what is not on the list; `right` is what would be."""
+        message = f"operator {node.op_type} at node {described(node)} has {what}, which is not on the list in {HOME}"
+        message += f"; right is {right}" if right else ""
+        return OperatorUnknown(message, faults=[Fault(pointer(node), f"operator {node.op_type} has {what}", right)])
+
+    def misplaced(self, node: NodeProto, does: str, right: str) -> OperatorUnknown:
+        """Of what a node does with the batch; `right` is what it may do."""
+        fault = Fault(pointer(node), f"operator {node.op_type} {does}", right)
         return OperatorUnknown(
-            f"operator {node.op_type} at node {described(node)} has {what}, which is not on the list in {HOME}"
+            f"operator {node.op_type} at node {described(node)} {does}; right is {right}", faults=[fault]
         )
 
     def refused(self, node: NodeProto, what: str) -> ModelRefused:
-        return ModelRefused(f"operator {node.op_type} at node {described(node)}: {what}")
-
-    # --- inside -------------------------------------------------------------------------------------------------
-
-    def _note(self, made: fx.Node, phantom: Tensor) -> None:
-        self._phantoms[made] = phantom
-        made.meta["shape"] = tuple(phantom.shape)
-
-    def _note_other(self, made: fx.Node, compute: Callable[[], Tensor]) -> None:
-        if self.dynamic_space and all(item in self._others for item in made.all_input_nodes):
-            with suppress(RuntimeError, ValueError, IndexError, TypeError):
-                self._others[made] = compute()
-
-    def _unique(self, name: str) -> str:
-        """`name`, numbered where it is taken or would lie inside another layer."""
-        wanted, number = name, 2
-        while wanted in self._taken or wanted in self._prefixes or _prefixes(wanted) & self._taken:
-            wanted, number = f"{name}_{number}", number + 1
-        self._taken.add(wanted)
-        self._prefixes |= _prefixes(wanted)
-        return wanted
-
-    def _attach(self, path: str, value: nn.Module | Tensor) -> None:
-        owner = self.root
-        *parents, last = path.split(".")
-        for parent in parents:
-            if parent not in owner._modules:
-                owner.add_module(parent, nn.Module())
-            owner = owner.get_submodule(parent)
-        if isinstance(value, nn.Module):
-            owner.add_module(last, value)
-        else:
-            owner.register_buffer(last, value)
+        message = f"operator {node.op_type} at node {described(node)}: {what}"
+        return ModelRefused(message, faults=[Fault(pointer(node), f"operator {node.op_type}: {what}")])
 
 
-def _prefixes(path: str) -> set[str]:
-    parts = path.split(".")
-    return {".".join(parts[:count]) for count in range(1, len(parts))}
+def pointer(node: NodeProto) -> str:
+    """The node in the file, as a JSON pointer: by its name, or by its first output where it has none."""
+    name = node.name or (node.output[0] if node.output else "")
+    return "/graph/node/" + name.replace("~", "~0").replace("/", "~1")
 
 
 def described(node: NodeProto) -> str:
@@ -270,9 +304,3 @@ def layer_name(node: NodeProto, weight: str) -> str:
             parts.pop()
         parts.append(part)
     return readable(".".join(parts) if parts else node.name) or node.op_type.lower()
-
-
-def readable(name: str) -> str:
-    """`name` as a dotted path of words that fx may write into Python and that modules do not use themselves."""
-    pieces = [re.sub(r"\W+", "_", piece, flags=re.ASCII).strip("_") for piece in name[:200].split(".")]
-    return ".".join(f"{piece}_" if piece in _RESERVED else piece for piece in pieces if piece)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx
+import torch
 from onnx import NodeProto, TensorProto
 from torch import fx
 
@@ -14,14 +16,28 @@ from core.errors import Fault, RecipeInvalid
 from core.graph.ids import operator_name
 from core.graph.tensors import to_numpy
 
+NUMPY_TYPES: Mapping[torch.dtype, Callable[[float], np.generic]] = {
+    torch.bool: np.bool_,
+    torch.int32: np.int32,
+    torch.int64: np.int64,
+}
+"""Of values that are not floating-point numbers; those are written as float32, whatever the network computes in."""
+
 
 class Writing:
     """An ONNX graph in the making, of `opset`. Names follow from the canonical graph alone, so that equal networks make
     equal files."""
 
-    def __init__(self, module: fx.GraphModule, opset: int, reserved: set[str]) -> None:
+    def __init__(
+        self,
+        module: fx.GraphModule,
+        opset: int,
+        reserved: set[str],
+        others: Mapping[fx.Node, tuple[int, ...]] | None = None,
+    ) -> None:
         self.module = module
         self.opset = opset
+        self.others = others or {}  # shapes of a second example, where sizes are open
         self.nodes: list[NodeProto] = []
         self.initializers: list[TensorProto] = []
         self._names: dict[fx.Node, str] = {}
@@ -40,6 +56,11 @@ class Writing:
     def bind(self, node: fx.Node, name: str) -> None:
         """The value of `node` is called `name` (an input or output of the model)."""
         self._names[node] = name
+
+    def is_open(self, node: fx.Node, dim: int) -> bool:
+        """Whether dimension `dim` of `node` follows an open size of an input."""
+        shape = node.meta["shape"]
+        return bool(self.others.get(node, shape)[dim] != shape[dim])
 
     def bound(self, node: fx.Node) -> bool:
         return node in self._names
@@ -72,6 +93,16 @@ class Writing:
         made = onnx.helper.make_node(op_type, inputs, [result], name=self._unique(stem), **attributes)
         self.nodes.append(made)
         return result
+
+    def step(self, node: fx.Node, op_type: str, *inputs: str, **attributes: Any) -> str:
+        """An intermediate value on the way to that of `node`, where one operator is written as several."""
+        stem = str(node.target) if node.op == "call_module" else node.name
+        return self.add(op_type, list(inputs), None, hint=f"{stem}.{op_type.lower()}", **attributes)
+
+    def number(self, node: fx.Node, value: float, name: str = "value") -> str:
+        """A number that `node` computes with, of the type of the node's first tensor."""
+        kind = NUMPY_TYPES.get(node.all_input_nodes[0].meta["dtype"], np.float32)
+        return self.tensor(f"{node.name}.{name}", kind(value))
 
     def too_old(self, op_type: str, node: fx.Node, what: str, needed: int | None) -> RecipeInvalid:
         """The error for an operator that `opset` cannot hold."""

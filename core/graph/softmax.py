@@ -26,15 +26,18 @@ MOVES = (
 def final_softmax(output: fx.Node) -> fx.Node | None:
     """The Softmax or LogSoftmax whose result `output` is, or holds in another shape; None where it is neither.
 
-    In another shape only where the Softmax goes over all numbers of an example: else their sum would not be 1 any more.
+    Dimensions may be in another order (before opset 13 it works along the last one); but another shape only where the
+    Softmax goes over all numbers of an example: else their sum along a dimension would not be 1 any more.
     """
     node = output
+    is_turned_only = True
     while node.op == "call_function" and node.target in MOVES:
+        is_turned_only &= node.target is aten.permute.default
         node = source(node)
     if node.target not in SOFTMAXES:
         return None
     shape = node.meta["shape"]
-    return node if node is output or math.prod(shape[1:]) == shape[int(argument(node, 1))] else None
+    return node if is_turned_only or math.prod(shape[1:]) == shape[int(argument(node, 1))] else None
 
 
 def without_final_softmax(module: fx.GraphModule) -> fx.GraphModule:

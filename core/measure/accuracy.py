@@ -10,12 +10,13 @@ from numpy.typing import NDArray
 
 from core.data.datasets import Dataset
 from core.data.source import SplitName
-from core.measure.sessions import Floats, Session, open_session, static_batch
+from core.measure.sessions import Floats, Session, in_own_thread, open_session, static_batch
 from core.report import SplitScore
 
 OutputKind = Literal["logits", "probabilities", "log_probabilities"]
 
 
+@in_own_thread
 def score_file(
     path: Path,
     dataset: Dataset,

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
-from core.measure.sessions import Floats, bound_run, open_session, provider_of, require_batch
+from core.measure.sessions import Floats, bound_run, in_own_thread, open_session, provider_of, require_batch
 from core.report import Latency
 
 AGREEING_WINDOWS = 3
@@ -38,6 +38,7 @@ class Samples:
     stable: bool
 
 
+@in_own_thread
 def measure_latency(
     files: Mapping[str, Path],
     inputs: Floats,

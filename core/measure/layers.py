@@ -17,7 +17,7 @@ from pathlib import Path
 
 import onnx
 
-from core.measure.sessions import Floats, bound_run, open_session, require_batch
+from core.measure.sessions import Floats, bound_run, in_own_thread, open_session, require_batch
 
 WARM_UP_RUNS = 5
 RUNS = 30
@@ -42,6 +42,7 @@ def layer_milliseconds(
     return {layer: found.get(layer) for layer in layers}
 
 
+@in_own_thread
 def node_milliseconds(path: Path, inputs: Floats, *, threads: int = 1, runs: int = RUNS) -> dict[str, float]:
     """Median milliseconds of each node that ONNX Runtime really runs, by its name there."""
     with tempfile.TemporaryDirectory() as folder:

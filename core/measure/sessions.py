@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import wraps
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ParamSpec, Protocol, TypeVar
 
 import numpy as np
 import onnxruntime
@@ -13,6 +16,8 @@ from numpy.typing import NDArray
 from core.errors import DeviceUnavailable, Fault
 
 Floats = NDArray[np.float32]
+Given = ParamSpec("Given")
+Result = TypeVar("Result")
 # its names are not exported explicitly, so that mypy would see none of them
 _runtime: Any = onnxruntime
 
@@ -53,10 +58,30 @@ def provider_of(device: str) -> tuple[str, dict[str, str]]:
     return provider, ({"device_id": number or "0"} if kind == "cuda" else {})
 
 
+def in_own_thread(measure: Callable[Given, Result]) -> Callable[Given, Result]:
+    """`measure`, run with denormals flushed, in a thread that ends with it: training in the same thread would go on
+    with other numbers than a job that is resumed. ONNX Runtime's own setting is that of the first session of a
+    process, in the thread that opened it; torch, where it is there, sets it for any thread."""
+
+    def flushed(*args: Given.args, **kwargs: Given.kwargs) -> Result:
+        torch = sys.modules.get("torch")
+        if torch is not None:
+            torch.set_flush_denormal(True)
+        return measure(*args, **kwargs)
+
+    @wraps(measure)
+    def apart(*args: Given.args, **kwargs: Given.kwargs) -> Result:
+        with ThreadPoolExecutor(1, thread_name_prefix="measure") as pool:
+            return pool.submit(flushed, *args, **kwargs).result()
+
+    return apart
+
+
 def open_session(path: Path, *, threads: int = 1, device: str = "cpu", profile_prefix: Path | None = None) -> Session:
     """A session on one device, one operator at a time, with `threads` threads inside an operator.
 
     Denormals are flushed: what training leaves of them would time the weights' last digits, not the network's shape.
+    They may stay so in this thread, which is why every measurement runs `in_own_thread`.
     Threads stop spinning when a run ends, so that one session does not take the cores of the next one in line.
     """
     provider, options = provider_of(device)

@@ -41,18 +41,20 @@ from core.data.datasets import Dataset
 from core.errors import Fault, NothingRemoved, TargetUnreachable
 from core.events import Emit
 from core.graph.counts import Counts, count
-from core.graph.cuts import cut, replay
+from core.graph.cuts import cut
 from core.graph.exactness import check_cut
 from core.graph.groups import ChannelGroup, channel_groups
 from core.graph.network import Network
+from core.graph.operators.convolution import CONVOLUTIONS
+from core.graph.plans import replay
 from core.outcome import Outcome
 from core.recipe import FilterNorm, FineTune
 from core.report import Check, Cost, FrontPoint
-from core.saliency.filter_norms import CONVOLUTIONS, FilterNorms
+from core.saliency.filter_norms import FilterNorms
 from core.state import State
 from core.targets import Goal
 from core.training.port import FitResult, TrainerPort, add_costs
-from core.widths import Chunk, chunks, least_width, share_of, simulated_widths, take, unit_multiple
+from core.widths import Chunk, chunks, least_width, removal_of, share_of, simulated_widths, take, unit_multiple
 
 PROOF_IMAGES = 4
 """Real inputs that each cut is proved on, in float64."""
@@ -234,14 +236,6 @@ def select(
         mean = sum(scores[group.name]) / group.width
         relative += [(chunk.score / mean if mean > 0 else 0.0, chunk) for chunk in taken]
     return [chunk for _, chunk in sorted(relative, key=lambda item: item[0])], left_over
-
-
-def removal_of(chosen: Sequence[Chunk]) -> dict[str, list[int]]:
-    """Chunks as what `cut` takes: group name -> unit indices, ascending."""
-    removal: dict[str, list[int]] = {}
-    for chunk in chosen:
-        removal[chunk.group] = sorted([*removal.get(chunk.group, []), *chunk.units])
-    return removal
 
 
 def cut_no_more_than_needed(

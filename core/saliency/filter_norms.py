@@ -29,14 +29,16 @@ from torch import Tensor, nn
 from core.errors import PruningError
 from core.graph.groups import ChannelGroup
 from core.graph.network import Network
-
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+from core.graph.operators.convolution import CONVOLUTIONS, TRANSPOSED
 
 
 def weight_norms(layer: nn.Module) -> Tensor:
     """(C,) float64: per output channel, the 2-norm of its weights, over input channels and kernel, without the bias."""
     _require_supported(layer)
     weight = layer.get_parameter("weight").detach()  # (C, in, ...)
+    if isinstance(layer, TRANSPOSED):  # (in, C / groups, ...): each group of inputs has filters of its own
+        grouped = weight.reshape(layer.groups, -1, weight.shape[1], math.prod(layer.kernel_size))
+        weight = grouped.transpose(1, 2).flatten(0, 1)  # (C, in / groups, kernel)
     norms: Tensor = torch.linalg.vector_norm(weight.flatten(1), dim=1, dtype=torch.float64)
     return norms
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from core.batch_size import inference_batch
 from core.data.datasets import Dataset
 from core.errors import Fault, RecipeInvalid, TrainingDiverged
 from core.events import Emit
+from core.graph.batch_norm import recalibrate
 from core.graph.counts import count
 from core.graph.network import Network
 from core.progress import TRAINING_PASSES, Progress
@@ -30,7 +31,6 @@ from core.state import State
 from core.training.memory_format import images_channels_last, to_channels_last
 from core.training.optimizers import build_optimizer, load_optimizer
 from core.training.port import FitResult, Score, SplitName, add_costs
-from core.training.recalibration import recalibrate
 from core.training.schedules import rate_factor
 
 CHECKPOINT_SECONDS = 10.0
@@ -201,14 +201,17 @@ class Trainer:
         return Score(correct / images_in_all, loss / images_in_all, images_in_all)
 
     def recalibrate(self, network: Network, *, label: str) -> int:
-        """BatchNorm statistics from at most 2,048 images of train, not augmented, in an order drawn from `label`."""
+        """BatchNorm statistics from `sample`."""
+        return recalibrate(network, self.sample(network, label=label))
+
+    def sample(self, network: Network, *, label: str) -> Iterator[torch.Tensor]:
+        """Batches of at most 2,048 images of train in all, not augmented, in an order drawn from `label`."""
         network.to(self._device)
         size = inference_batch(network, RECALIBRATION_BATCH)
         batches = self._dataset.batches(
             "train", size, seed=derived_seed(self._seed, label), shuffle=True, device=self._device
         )
-        few = (images for (images, _), _ in zip(batches, range(RECALIBRATION_IMAGES // size), strict=False))
-        return recalibrate(network, few)
+        return (images for (images, _), _ in zip(batches, range(RECALIBRATION_IMAGES // size), strict=False))
 
     def expect(self, part: str, trainings: Sequence[tuple[int, int]]) -> None:
         """See `TrainerPort.expect`."""

@@ -1,4 +1,8 @@
-"""BatchNormalization. ONNX `BatchNormalization` <-> `nn.BatchNorm1d | BatchNorm2d | BatchNorm3d`."""
+"""Batch normalisation, and the norms without tensors, which are read as their parts.
+
+ONNX `BatchNormalization` <-> `nn.BatchNorm1d | BatchNorm2d | BatchNorm3d`. `MeanVarianceNormalization` and
+`LpNormalization` become means, norms and divisions.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +13,14 @@ from onnx import NodeProto
 from torch import Tensor, fx, nn
 
 from core.graph.ids import LayerIds, Propagation, source
-from core.graph.operators.form import Form
+from core.graph.operators.form import Form, LayerCut
 from core.graph.tensors import to_numpy
 
 if TYPE_CHECKING:
     from core.graph.onnx_reading import Reading
     from core.graph.onnx_writing import Writing
 
+aten = torch.ops.aten
 BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
 CLASSES: dict[int, type[BatchNorm]] = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
 TENSORS = ("weight", "bias", "running_mean", "running_var")
@@ -46,9 +51,13 @@ def read_batch_norm(reading: Reading, node: NodeProto) -> fx.Node:
 def batch_norm_rule(p: Propagation, node: fx.Node) -> Tensor:
     """Each channel is normalised by itself: ids pass, and the layer's own tensors are sliced like its input."""
     channels = p.along(p.ids[source(node)], 1)
-    own = p.layer(str(node.target), lambda: LayerIds(channels, None))
+    own = p.layer(str(node.target), lambda: LayerIds(channels, None, dict.fromkeys(TENSORS, (channels,))))
     p.unite(own.output, channels)
     return p.spread(channels, node)
+
+
+def resize_batch_norm(layer: BatchNorm, cut: LayerCut) -> None:
+    layer.num_features = int(cut.outputs.sum())
 
 
 def write_batch_norm(writing: Writing, node: fx.Node) -> None:
@@ -61,6 +70,38 @@ def write_batch_norm(writing: Writing, node: fx.Node) -> None:
     )
 
 
-_FORM = Form(batch_norm_rule, write_batch_norm)
-READERS = {"BatchNormalization": read_batch_norm}
+def read_mean_variance(reading: Reading, node: NodeProto) -> fx.Node:
+    """MeanVarianceNormalization-9, 13: (x - mean) / (sqrt(mean of x² - mean²) + 1e-9), as its function body says."""
+    x = reading.activation(node, 0)
+    axes = reading.attributes(node, axes=None)["axes"] or [0, 2, 3]
+    dims = sorted(reading.axis(node, axis, len(x.meta["shape"])) for axis in axes)
+    if 0 in dims:
+        raise reading.unknown(node, f"axes {axes}: a mean over the batch")
+    mean = reading.call(aten.mean.dim, x, dims, True)
+    squares = reading.call(aten.mean.dim, reading.call(aten.mul.Tensor, x, x), dims, True)
+    variance = reading.call(aten.sub.Tensor, squares, reading.call(aten.mul.Tensor, mean, mean))
+    deviation = reading.call(aten.add.Tensor, reading.call(aten.sqrt.default, variance), 1e-9)
+    return reading.call(aten.div.Tensor, reading.call(aten.sub.Tensor, x, mean), deviation)
+
+
+def read_lp_norm(reading: Reading, node: NodeProto) -> fx.Node:
+    """LpNormalization-1, 22: x divided by its norm along one axis. Where the norm is 0 the result is 0 too."""
+    attributes = reading.attributes(node, axis=-1, p=2)
+    x = reading.activation(node, 0)
+    dim = reading.axis(node, attributes["axis"], len(x.meta["shape"]))
+    if dim == 0:
+        raise reading.unknown(node, "a norm over the batch")
+    if attributes["p"] not in (1, 2):
+        raise reading.refused(node, f"p is {attributes['p']}; it is 1 or 2")
+    norm = reading.call(aten.linalg_vector_norm.default, x, attributes["p"], [dim], True)
+    smallest = float(torch.finfo(torch.float32).tiny)  # of the numbers without loss of digits
+    return reading.call(aten.div.Tensor, x, reading.call(aten.clamp.default, norm, smallest))
+
+
+_FORM = Form(batch_norm_rule, write_batch_norm, resize_layer=resize_batch_norm)
+READERS = {
+    "BatchNormalization": read_batch_norm,
+    "LpNormalization": read_lp_norm,
+    "MeanVarianceNormalization": read_mean_variance,
+}
 FORMS = {nn.BatchNorm1d: _FORM, nn.BatchNorm2d: _FORM, nn.BatchNorm3d: _FORM}

@@ -31,9 +31,18 @@ def window_attributes(reading: Reading, node: NodeProto, attributes: dict[str, A
 
 
 def same_padding(
-    reading: Reading, node: NodeProto, attributes: dict[str, Any], spatial: Sizes, kernel: Sizes, window: Window
+    reading: Reading,
+    node: NodeProto,
+    attributes: dict[str, Any],
+    spatial: Sizes,
+    kernel: Sizes,
+    window: Window,
+    others: Sizes | None = None,
 ) -> tuple[Sizes, Sizes]:
-    """Padding (at the beginnings, at the ends), with `auto_pad` worked out for `spatial`, the input's size."""
+    """Padding (at the beginnings, at the ends), with `auto_pad` worked out for `spatial`, the input's size.
+
+    `others` is the size for the second example: a dimension that is the same for both does not follow the input.
+    """
     rank = len(kernel)
     auto = attributes["auto_pad"].decode()
     if auto == "VALID":
@@ -46,8 +55,10 @@ def same_padding(
     if auto not in ("SAME_UPPER", "SAME_LOWER"):
         raise reading.unknown(node, f"auto_pad {auto!r}")
     begin, end = [], []
-    for size, width, stride, dilation in zip(spatial, kernel, window.strides, window.dilations, strict=True):
-        if stride > 1 and reading.dynamic_space:
+    for index, (size, width) in enumerate(zip(spatial, kernel, strict=True)):
+        stride, dilation = window.strides[index], window.dilations[index]
+        open_size = reading.dynamic_space and (others is None or others[index] != size)
+        if stride > 1 and width > 1 and open_size:  # how much depends on what is left over by the strides
             raise reading.unknown(node, f"auto_pad {auto!r} with a stride on inputs of dynamic size")
         total = max(0, (-(-size // stride) - 1) * stride + (width - 1) * dilation + 1 - size)
         small, large = total // 2, total - total // 2

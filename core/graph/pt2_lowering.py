@@ -1,0 +1,354 @@
+"""The canonical graph in the making from ATen calls: what the tables in `core/graph/aten_*.py` work with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from core.errors import ModelRefused, ModelTooLarge, OperatorUnknown
+from core.graph.building import Building, readable
+from core.graph.limits import MAX_FOLDED_ELEMENTS
+from core.graph.operators import FORMS
+from core.graph.pt2_sizes import Size, open_size, product, quotient, values_of
+from core.graph.pt2_spans import of_call, of_layer
+from core.graph.pt2_values import (
+    BATCHES,
+    Activation,
+    Call,
+    Constant,
+    Filled,
+    Merged,
+    Rows,
+    Spread,
+    Turned,
+)
+
+HOME = "core/graph/aten.py"
+_CONTAINERS = ("Sequential", "ModuleList", "ModuleDict")
+
+
+class Lowering(Building):
+    """A canonical graph in the making. `static_batch` is the batch size of the export (None: dynamic); the graph is
+    made for any."""
+
+    def __init__(self, static_batch: int | None, dynamic_space: bool) -> None:
+        super().__init__(dynamic_space=dynamic_space)
+        self.static_batch = static_batch
+        first, second = BATCHES
+        self.batch: Any = open_size("batch size", (first, second, first)) if static_batch is None else static_batch
+        self._spans: dict[fx.Node, list[Any]] = {}  # per dimension: int or `Size`
+        self.folded, self.allowance = 0, MAX_FOLDED_ELEMENTS
+        self._keys: dict[Any, int] = {}
+        self._bare: dict[int, fx.Node] = {}
+        self._shared: dict[Any, str] = {}
+        self._layer_of: dict[int, str] = {}  # a weight's key -> the node whose layer has it
+
+    # --- adding -------------------------------------------------------------------------------------------------
+
+    def add_input(
+        self, name: str, shape: tuple[int, ...], other: tuple[int, ...], spans: Sequence[Any] = ()
+    ) -> fx.Node:
+        """As `Building.add_input`; `spans` are the sizes behind the batch, as numbers to compute with."""
+        made = super().add_input(name, shape, other)
+        self._note_spans(made, lambda: [self.batch, *(spans or shape)])
+        return made
+
+    def call(self, target: Any, *args: Any, **options: Any) -> fx.Node:
+        """As `Building.call`. Raises `OperatorUnknown` for a form that no operator's file has."""
+        if target not in FORMS:
+            raise OperatorUnknown(f"the canonical form {target} is not on the list in core/graph/operators")
+        made = super().call(target, *args, **options)
+        dtype = self._phantoms[made].dtype
+        if dtype not in (torch.float32, torch.bool):
+            raise ValueError(f"it makes numbers of type {str(dtype).removeprefix('torch.')}; only float32 is taken")
+        self._note_spans(made, lambda: of_call(target, args, self._of, len(made.meta["shape"])))
+        return made
+
+    def apply(self, name: str, x: fx.Node) -> fx.Node:
+        """As `Building.apply`."""
+        made = super().apply(name, x)
+        layer = self.root.get_submodule(name)
+        self._note_spans(made, lambda: of_layer(layer, self._of(x), len(made.meta["shape"])))
+        return made
+
+    def key(self, *parts: Any) -> int:
+        """A number for these hashable parts, the same for the same parts."""
+        return self._keys.setdefault(parts, len(self._keys))
+
+    def bare(self, call: Call, constant: Constant) -> fx.Node:
+        """A constant as a node: a parameter where the program trains it, else a buffer."""
+        if constant.key not in self._bare:
+            value = constant.value
+            if value.dtype not in (torch.float32, torch.bool):
+                kind = str(value.dtype).removeprefix("torch.")
+                raise self.unknown(call, f"a constant of type {kind} where float32 is computed with")
+            name = readable(constant.parameter or "") or f"constants.{readable(call.name) or 'value'}"
+            trained = constant.trained and value.dtype == torch.float32
+            copy = value.clone(memory_format=torch.contiguous_format)
+            self._bare[constant.key] = self.add_constant(name, nn.Parameter(copy) if trained else copy)
+        return self._bare[constant.key]
+
+    def pointwise(self, call: Call, target: Any, *operands: Any, **options: Any) -> Activation:
+        """An element-wise form of activations, constants and numbers. What is folded or turned stays so."""
+        tensors_only = target is torch.ops.aten.where.self
+        operands = operands if tensors_only else tuple(self.operand(item) for item in operands)
+        wrappings = {self._wrapping(item) for item in operands if isinstance(item, fx.Node | Rows | Turned)}
+        if len(wrappings) != 1:
+            raise self.unknown(call, "operands whose batch lies in different places")
+        wrapping = wrappings.pop()
+        rank = max(len(self.shape(item)) for item in operands if isinstance(item, fx.Node | Rows | Turned))
+        nodes = []
+        for item in operands:
+            if isinstance(item, Constant):
+                if (wrapping is not None and item.value.dim() >= rank) or isinstance(wrapping, tuple):
+                    raise self.unknown(call, "a constant that meets the batch where it is not in front")
+                nodes.append(self.bare(call, item))
+            else:
+                nodes.append(item.node if isinstance(item, Rows | Turned) else item)
+        return self._wrapped(self.call(target, *nodes, **options), wrapping)
+
+    def layer(
+        self, call: Call, kind: str, weight: Constant | None, shared: tuple[Any, ...], make: Callable[[], nn.Module],
+        x: fx.Node,
+    ) -> fx.Node:  # fmt: skip
+        """A layer applied to `x`, named after its weight or the module that made the call. Calls that agree in kind,
+        weight and `shared` use one layer.
+
+        Raises `OperatorUnknown` where calls share a weight, but not a layer: it would be counted twice and trained
+        apart. (Vectors may be shared.)
+        """
+        key = None if weight is None else self.key(kind, weight.key, *shared)
+        name = self._shared.get(key) if key is not None else None
+        if name is None:
+            if weight is not None and weight.value.dim() > 1:
+                other = self._layer_of.setdefault(weight.key, call.name)
+                if other != call.name:
+                    raise self.unknown(call, f"the weight {weight.parameter!r} of node {other!r} in an unlike layer")
+            name = self.add_layer(self._layer_name(call, kind, weight), make())
+            if key is not None:
+                self._shared[key] = name
+        return self.apply(name, x)
+
+    def _layer_name(self, call: Call, kind: str, weight: Constant | None) -> str:
+        """Of the weight ("layer1.0.conv1.weight" is "layer1.0.conv1"), else the module, the kind behind a container."""
+        stem, _, last = ((weight.parameter if weight is not None else None) or "").rpartition(".")
+        if stem and last == "weight":
+            return readable(stem) or kind
+        is_leaf = call.scope_class.startswith("torch.nn.modules.") and not call.scope_class.endswith(_CONTAINERS)
+        parts = [call.scope] if is_leaf and call.scope else [call.scope, kind] if call.scope else [kind]
+        return readable(".".join(parts)) or kind
+
+    # --- looking ------------------------------------------------------------------------------------------------
+
+    def is_bool(self, node: fx.Node) -> bool:
+        return self._phantoms[node].dtype == torch.bool
+
+    def numbers(self, *values: float) -> list[Constant]:
+        """Numbers as constants, for forms that take tensors only."""
+        return [Constant(torch.tensor(value), self.key("number", value)) for value in values]
+
+    def operand(self, value: Any) -> Any:
+        """A number where `value` is an untrained constant of one element; else the value itself."""
+        if isinstance(value, Filled):
+            return value.number
+        value = value.constant if isinstance(value, Spread) else value
+        if isinstance(value, Constant) and not value.trained and value.value.numel() == 1:
+            return value.value.reshape(()).item()
+        return value
+
+    def activation(self, call: Call, key: str) -> fx.Node:
+        """The argument as a node with the batch in front."""
+        value = call[key]
+        if isinstance(value, Constant):
+            return self.bare(call, value)
+        if isinstance(value, Filled) and value.like is not None:  # the first state of a recurrent layer
+            zeros = self.call(torch.ops.aten.mul.Tensor, value.like, 0.0)
+            return zeros if value.number == 0 else self.call(torch.ops.aten.add.Tensor, zeros, value.number)
+        if not isinstance(value, fx.Node):
+            raise self.unknown(call, f"{self.described(value)} as {key!r}: the batch is not in front there")
+        return value
+
+    def rows(self, call: Call, key: str) -> tuple[fx.Node, int]:
+        """The argument as a node, and how many of its dimensions the exported program has folded into the first."""
+        value = call[key]
+        return (value.node, value.folded) if isinstance(value, Rows) else (self.activation(call, key), 1)
+
+    def folded_rows(self, node: fx.Node, folded: int) -> fx.Node | Rows:
+        return node if folded == 1 else Rows(node, folded)
+
+    def weight(self, call: Call, key: str) -> Constant:
+        """A float32 constant that is finite."""
+        value = call[key]
+        if not isinstance(value, Constant):
+            raise self.unknown(call, f"{self.described(value)} as {key!r}, which must be constant")
+        name = value.parameter or key
+        if value.value.dtype != torch.float32:
+            kind = str(value.value.dtype).removeprefix("torch.")
+            raise self.unknown(call, f"weights of type {kind} ({name!r}); only float32 is taken")
+        if value.value.numel() == 0:
+            raise self.refused(call, f"the weight {name!r} is empty")
+        if not bool(torch.isfinite(value.value).all()):
+            raise self.refused(call, f"the weight {name!r} holds NaN or infinity")
+        return value
+
+    def weight_or_none(self, call: Call, key: str) -> Constant | None:
+        return None if call[key] is None else self.weight(call, key)
+
+    def integer(self, call: Call, key: str) -> int:
+        return self.fixed(call, call[key], key)
+
+    def integers(self, call: Call, key: str) -> list[int]:
+        return [self.fixed(call, item, key) for item in call[key]]
+
+    def fixed(self, call: Call, value: Any, key: str) -> int:
+        if isinstance(value, Constant) and value.value.numel() == 1:
+            value = value.value.reshape(()).item()
+        if isinstance(value, Size):
+            raise self.unknown(call, f"a {key!r} that depends on a dynamic dimension of an input")
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        if not isinstance(value, int):
+            raise self.refused(call, f"{key!r} is {self.described(value)}, not a whole number")
+        return value
+
+    def dim(self, call: Call, dim: int, rank: int) -> int:
+        if not -max(rank, 1) <= dim < max(rank, 1):
+            raise self.refused(call, f"dimension {dim} of an input of rank {rank}")
+        return dim % max(rank, 1)
+
+    def shape(self, value: Any) -> list[Any]:
+        """The shape as the exported program sees it, the batch at the size of the export. Entries: int or `Size`."""
+        if isinstance(value, Constant):
+            return list(value.value.shape)
+        if isinstance(value, Filled | Spread):
+            return list(value.sizes)
+        if isinstance(value, Merged):
+            first, second, *space = self.shape(value.node)
+            return [1, first * second, *space]
+        if isinstance(value, Turned):
+            straight = self.shape(value.node)
+            return [straight[dim] for dim in value.order]
+        node = value.node if isinstance(value, Rows) else value
+        if node.op == "get_attr":
+            return list(node.meta["shape"])
+        sizes = self._of(node)
+        if isinstance(value, Rows):
+            sizes = [product(sizes[: value.folded]), *sizes[value.folded :]]
+        return sizes
+
+    def holder(self, sizes: Sequence[Any], places: Sequence[int] | None = None) -> tuple[fx.Node, list[int]] | None:
+        """(value, its dimensions) that has these `sizes`, at `places` where they are given; the first there is."""
+        for node, spans in self._spans.items():
+            found = [
+                next((dim for dim in range(1, len(spans)) if spans[dim] == size), 0)
+                if places is None else places[index] if spans[places[index] : places[index] + 1] == [size] else 0
+                for index, size in enumerate(sizes)
+            ]  # fmt: skip
+            if all(found):
+                return node, found
+        return None
+
+    def multiples(self, sizes: Sequence[Any]) -> tuple[fx.Node, list[int], list[int]] | None:
+        """(value, its last dimensions, how many times each of them) that `sizes` are."""
+        for node, spans in self._spans.items():
+            last = range(max(2, len(spans) - len(sizes)), len(spans))
+            times = [quotient(size, spans[dim]) for size, dim in zip(sizes, last, strict=False)]
+            plain = node.op == "placeholder" or all(isinstance(size, Size) for size in sizes)  # no cut changes it
+            if plain and len(times) == len(sizes) and all(isinstance(item, int) and item >= 1 for item in times):
+                return node, list(last), times
+        return None
+
+    def _of(self, node: fx.Node) -> list[Any]:
+        """Per dimension: int or `Size`."""
+        return list(self._spans[node]) if node in self._spans else list(node.meta["shape"])
+
+    def _note_spans(self, made: fx.Node, compute: Callable[[], list[Any]]) -> None:
+        """Notes the sizes of `made`. What is not known of one that follows the input is a number of its own."""
+        here, there = made.meta["shape"], self.other_shape(made)
+        spans: list[Any] = [None] * len(here)
+        if self.dynamic_space and here[1:] != there[1:]:
+            with suppress(ArithmeticError, TypeError):
+                spans = compute()
+        for dim, pair in enumerate(zip(here, there, strict=True)):
+            if values_of(spans[dim]) != (pair[0], *pair):
+                known = pair[0] == pair[1]
+                spans[dim] = pair[0] if known else open_size(f"{made.name}.{dim}", (pair[0], *pair))
+        self._spans[made] = [self.batch, *spans[1:]]
+
+    # --- folding ------------------------------------------------------------------------------------------------
+
+    def fold(self, call: Call) -> list[Tensor]:
+        """What the call makes of its constants. What it makes is counted before it is made."""
+        packet, _, overload = call.operator.partition(".")
+        function = getattr(getattr(torch.ops.aten, packet), overload)
+        schema = function._schema
+        if packet in ("view", "_unsafe_view"):  # what is folded need not lie in memory as it did for the exporter
+            function = torch.ops.aten.reshape.default
+
+        def run(change: Callable[[Tensor], Tensor]) -> list[Tensor]:
+            positional, named = [], {}
+            for argument in schema.arguments:
+                value = call[argument.name]
+                value = [_plain(item, change) for item in value] if isinstance(value, list) else _plain(value, change)
+                if not argument.kwarg_only:
+                    positional.append(value)
+                elif value is not None and argument.name not in ("device", "layout", "pin_memory"):
+                    named[argument.name] = value
+            if any(argument.name == "device" for argument in schema.arguments):
+                named["device"] = "meta" if change is _phantom else "cpu"
+            with torch.no_grad():
+                result = function(*positional, **named)
+            return list(result) if isinstance(result, list | tuple) else [result]
+
+        is_view = any(item.alias_info is not None for item in schema.returns)
+        if not is_view:
+            values = call.args.values()
+            read = max((item.value.numel() for item in values if isinstance(item, Constant)), default=0)
+            self.charge(max(read, *(item.numel() for item in run(_phantom))), call)
+        return run(lambda tensor: tensor)
+
+    def charge(self, elements: int, call: Call) -> None:
+        """Counts what folding makes, before it is made."""
+        self.folded += elements
+        if self.folded > self.allowance:
+            raise ModelTooLarge(f"folding constants makes more than {self.allowance} numbers, at node {call.name!r}")
+
+    # --- refusing -----------------------------------------------------------------------------------------------
+
+    def unknown(self, call: Call, what: str) -> OperatorUnknown:
+        return OperatorUnknown(
+            f"operator aten.{call.operator} at node {call.name!r} has {what}, which is not on the list in {HOME}"
+        )
+
+    def refused(self, call: Call, what: str) -> ModelRefused:
+        return ModelRefused(f"operator aten.{call.operator} at node {call.name!r}: {what}")
+
+    @staticmethod
+    def described(value: Any) -> str:
+        kinds: tuple[tuple[Any, str], ...] = (
+            ((fx.Node,), "an activation"), ((Rows,), "an activation with the batch folded into other dimensions"),
+            ((Turned,), "an activation with the batch moved"),
+            ((Merged,), "an activation with the examples side by side"), ((Constant, Filled, Spread), "a constant"),
+            ((Size,), "a size that follows the input"), ((Tensor,), "a tensor"), ((list, tuple), "a list"),
+        )  # fmt: skip
+        return next((text for kind, text in kinds if isinstance(value, kind)), repr(value)[:60])
+
+    def _wrapping(self, value: Activation) -> int | tuple[int, ...] | None:
+        return value.folded if isinstance(value, Rows) else value.order if isinstance(value, Turned) else None
+
+    def _wrapped(self, node: fx.Node, wrapping: int | tuple[int, ...] | None) -> Activation:
+        if isinstance(wrapping, tuple):
+            return Turned(node, wrapping)
+        return node if wrapping is None else Rows(node, wrapping)
+
+
+def _phantom(tensor: Tensor) -> Tensor:
+    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+
+
+def _plain(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    return change(value.value) if isinstance(value, Constant) else value

@@ -1,0 +1,49 @@
+"""What an upload is, as JSON: a model's inputs, outputs and counts, a dataset's splits and classes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from core.data.datasets import load_dataset
+from core.graph.description import describe
+from core.graph.importers import load
+from core.graph.network import TensorSpec
+from core.job import DatasetInput, ModelInput
+from core.state import write_atomically
+
+
+def inspect_model(model: ModelInput, out: Path | None = None) -> dict[str, Any]:
+    """What an upload is, as JSON: inputs, outputs, and the counts of its graph. Raises `ModelRefused`.
+
+    The whole description of the graph, a `core.graph_report.NetworkGraph`, goes to `out/graph.json` where there is an
+    `out`.
+    """
+    network = load(model)
+    described = describe(network)
+    totals = described.totals
+    if out is not None:
+        write_atomically(out / "graph.json", described.model_dump_json().encode())
+    return {
+        "sha256": model.sha256,
+        "format": model.format,
+        "opset": network.origin.opset,
+        "inputs": [tensor_json(item) for item in network.inputs],
+        "outputs": [tensor_json(item) for item in network.known_outputs()],
+        "input_shapes": [list(shape) for shape in network.input_shapes],
+        "params": totals.params,
+        "macs": totals.macs,
+        "filters": totals.filters,
+        "layers": totals.layers,
+        "graph": totals.model_dump(),
+    }
+
+
+def inspect_dataset(dataset: DatasetInput) -> dict[str, Any]:
+    """Counts per split and class, shape, classes, hashes, as JSON. Raises `DatasetRefused`."""
+    return load_dataset(dataset).summary()
+
+
+def tensor_json(spec: TensorSpec) -> dict[str, Any]:
+    """An input or output, as JSON."""
+    return {"name": spec.name, "dtype": spec.dtype, "shape": list(spec.shape)}

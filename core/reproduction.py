@@ -1,0 +1,37 @@
+"""What decides a job's result, and how to get it again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shlex
+
+from core.job import JobInputs
+
+
+def fingerprint(inputs: JobInputs) -> dict[str, str]:
+    """sha256 of everything that decides the result, part by part: a checkpoint of other inputs is not gone on from."""
+    parts = {
+        "model": inputs.model.model_dump(mode="json", exclude={"path"}),
+        "dataset": [item.model_dump(mode="json", exclude={"path"}) for item in inputs.datasets],
+        "recipe": inputs.recipe.model_dump(mode="json"),
+    }
+    return {name: hashlib.sha256(json.dumps(part, sort_keys=True).encode()).hexdigest() for name, part in parts.items()}
+
+
+def reproduce(inputs: JobInputs) -> str:
+    """Two commands that do it again: over HTTP, and without the service."""
+    model, dataset = inputs.model, inputs.datasets[0]
+    data = "builtin:digits" if dataset.format == "digits" else f"DATASET  # sha256 {dataset.sha256}"
+    words = ["billhook prune MODEL"]
+    if model.options.architecture is not None and model.options.input_shape is not None:
+        shape = ",".join(map(str, model.options.input_shape))
+        words.append(f"--architecture {model.options.architecture} --input-shape {shape}")
+    for name, options in (("preprocess", dataset.options.preprocess), ("splits", dataset.options.splits)):
+        given = options.model_dump_json(exclude_defaults=True)
+        if given != "{}":
+            words.append(f"--{name} {shlex.quote(given)}")
+    for name, (sign, number) in inputs.requirements.comparisons().items():
+        words.append(f"--require {shlex.quote(f'{name}{sign}{number!r}')}")
+    words.append(f"--device {inputs.device} --recipe recipe.json --output pruned.onnx --data {data}")
+    return f"# MODEL: sha256 {model.sha256}\n{' '.join(words)}\npython -m core.pipeline JOB.json WORKDIR"
