@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from core.data.datasets import Dataset, Split
+from core.events import READ_BY_WORKER, STAGES
 from core.graph.network import Network
 from core.job import Preprocess
 from core.recipe import Training
@@ -23,9 +24,30 @@ class Events(list[tuple[str, dict[str, Any]]]):
     def __call__(self, name: str, /, **body: Any) -> None:
         self.append((name, body))
 
+    def not_taken(self) -> list[str]:
+        """Names that a worker would fail the job for."""
+        return [name for name, _ in self if name not in READ_BY_WORKER and name.partition("/")[0] not in STAGES]
+
     def named(self, ending: str) -> list[dict[str, Any]]:
         """Bodies of the events whose name ends in `ending`."""
         return [body for name, body in self if name.endswith(ending)]
+
+
+class Killed(Exception):
+    """Stands for kill -9: nothing of the process is left but its files."""
+
+
+class Dying(Events):
+    """Is killed right after the checkpoint of the number `at`, or after its first."""
+
+    def __init__(self, at: int | None = None) -> None:
+        super().__init__()
+        self.at = at
+
+    def __call__(self, name: str, /, **body: Any) -> None:
+        super().__call__(name, **body)
+        if name == "checkpoint" and self.at in (None, body["number"]):
+            raise Killed
 
 
 class ScriptedTrainer:

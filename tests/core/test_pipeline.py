@@ -30,34 +30,24 @@ from core.errors import (
 )
 from core.graph.architectures import build
 from core.graph.counts import count
-from core.graph.cuts import replay
 from core.graph.export import write_onnx
 from core.graph.importers import load
 from core.graph.network import Network
+from core.graph.plans import replay
+from core.graph_report import NetworkGraph
+from core.inspection import inspect_dataset, inspect_model
 from core.job import DatasetInput, JobInputs, ModelInput, ModelOptions
 from core.progress import Progress
 from core.recipe import CosineSchedule, Recipe, Requirements, Sgd, Training, parse_recipe
 from core.report import Report
+from core.reproduction import reproduce
 from core.state import FILE
 from core.training.trainer import Trainer
-from tests.core.fakes import Events, empty_state
+from tests.core.fakes import Dying, Events, Killed, empty_state
 
 DIGITS = DatasetInput(path=None, sha256=None, format="digits")
 SPLIT_SIZES = {"train": 1259, "validation": 179, "test": 359}
 DETERMINISTIC = ("pruned.onnx", "weights.safetensors", "plan.json", "recipe.json")
-
-
-class Killed(Exception):
-    """Stands for kill -9."""
-
-
-class Dying(Events):
-    """Dies right after its first checkpoint."""
-
-    def __call__(self, name: str, /, **body: Any) -> None:
-        super().__call__(name, **body)
-        if name == "checkpoint":
-            raise Killed
 
 
 @pytest.fixture(autouse=True)
@@ -319,21 +309,23 @@ def test_torch_is_left_as_it_was(model: ModelInput, tmp_path: Path) -> None:
 # --- inspection -------------------------------------------------------------------------------------------------------
 
 
-def test_inspecting_a_model(model: ModelInput) -> None:
-    summary = json.loads(json.dumps(pipeline.inspect_model(model)))
+def test_inspecting_a_model(model: ModelInput, tmp_path: Path) -> None:
+    summary = json.loads(json.dumps(inspect_model(model, tmp_path)))
     assert summary["opset"] == 17
     assert summary["inputs"] == [{"name": "input", "dtype": "float32", "shape": ["batch", 1, 8, 8]}]
     assert summary["outputs"][0]["shape"] == ["batch", 10]
     assert summary["filters"] == 112
-    assert [group["name"] for group in summary["groups"]] == ["conv1", "conv2", "conv3", "fc"]
-    assert [group["cuttable"] for group in summary["groups"]] == [True, True, True, False]
-    assert summary["frozen"][0]["layers"] == ["fc"]
+    graph = NetworkGraph.model_validate_json((tmp_path / "graph.json").read_bytes())
+    assert summary["graph"] == graph.totals.model_dump()
+    assert [group.name for group in graph.groups] == ["conv1", "conv2", "conv3", "fc"]
+    assert [group.cuttable for group in graph.groups] == [True, True, True, False]
+    assert graph.frozen[-1].layers == ["fc"]
     with pytest.raises(ModelUnreadable):
-        pipeline.inspect_model(model.model_copy(update={"path": Path(__file__)}))
+        inspect_model(model.model_copy(update={"path": Path(__file__)}))
 
 
 def test_inspecting_a_dataset() -> None:
-    summary = json.loads(json.dumps(pipeline.inspect_dataset(DIGITS)))
+    summary = json.loads(json.dumps(inspect_dataset(DIGITS)))
     assert {name: split["images"] for name, split in summary["splits"].items()} == SPLIT_SIZES
     assert summary["image_shape"] == [1, 8, 8]
     assert len(summary["classes"]) == 10
@@ -342,7 +334,7 @@ def test_inspecting_a_dataset() -> None:
 def test_the_command_that_does_it_again_has_all_that_the_job_was_given(model: ModelInput) -> None:
     dataset = DatasetInput(path=None, sha256=None, format="digits", options={"splits": {"seed": 3}})
     required = {"accuracy": ">= 0.9", "latency_ratio": "< 1e-07"}
-    again = pipeline.reproduce(job(model, datasets=(dataset,), requirements=required, device="cuda:1"))
+    again = reproduce(job(model, datasets=(dataset,), requirements=required, device="cuda:1"))
     _, command, _ = again.splitlines()
     assert shlex.split(command) == [
         "billhook", "prune", "MODEL", "--splits", '{"seed":3}', "--require", "accuracy>=0.9", "--require",

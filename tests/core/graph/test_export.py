@@ -19,6 +19,7 @@ from core.graph.exactness import check_cut, relative_error
 from core.graph.export import check_parity, run_onnx, to_onnx, write_onnx
 from core.graph.importers import read_onnx
 from core.graph.network import Network
+from core.graph.onnx_checks import NEWEST_OPSET
 from tests.core.graph.onnx_texts import model, saved
 from tests.core.graph.topologies import SHAPE, TOPOLOGIES, random_removal, seeded, topology
 
@@ -259,3 +260,24 @@ def test_names_that_mean_something_to_python_or_torch(tmp_path: Path) -> None:
     assert check_parity(network, path, network.example_input(2)).passed
     write_onnx(network.clone(), tmp_path / "again.onnx")
     assert check_parity(network, tmp_path / "again.onnx", network.example_input(2)).passed
+
+
+def test_a_layer_called_self(tmp_path: Path) -> None:
+    made = model("a = Conv(x, w)  y = Conv(a, v)", weights={"w": (4, 4, 1, 1), "v": (4, 4, 1, 1)})
+    for old, name in (("w", "self.weight"), ("v", "self2.weight")):
+        for item in made.graph.initializer:
+            item.name = name if item.name == old else item.name
+        for node in made.graph.node:
+            node.input[:] = [name if item == old else item for item in node.input]
+    network = read_onnx(saved(made, tmp_path))
+    assert list(network.layers()) == ["self_", "self2"]
+    assert check_parity(network, tmp_path / "model.onnx", network.example_input(2)).passed
+
+
+@pytest.mark.skipif(NEWEST_OPSET < 28, reason="this onnx knows no opset that the runtime does not")
+def test_a_model_that_the_runtime_cannot_open_is_told(tmp_path: Path) -> None:
+    path = saved(model("y = Relu(x)", opset=NEWEST_OPSET), tmp_path)
+    network = read_onnx(path)
+    with pytest.raises(ParityFailed, match="cannot open the model") as caught:
+        check_parity(network, path, network.example_input())
+    assert str(tmp_path) not in caught.value.message

@@ -158,21 +158,24 @@ def test_spatial_attention_freezes_only_its_gate() -> None:
 
 
 GATED = """
-    a = Conv<pads=[1,1,1,1]>(x, w)  b = Reshape(a, apart)  g = Conv<pads=[1,1,1,1]>(x, v)  h = GlobalAveragePool(g)
-    i = Reshape(h, gates)  c = Mul(b, {gate})  d = Reshape(c, whole)  y = Conv(d, last)
+    a = Conv<pads=[1,1,1,1]>(x, w)  b = Reshape(a, apart)  {gate}  d = Reshape(c, whole)  y = Conv(d, last)
 """
+GATES = {
+    "computed": "g = Conv<pads=[1,1,1,1]>(x, v)  h = GlobalAveragePool(g)  i = Reshape(h, gates)  c = Mul(b, i)",
+    "constant": "c = Mul(b, k)",
+}
 GATED_WEIGHTS = {
     "w": (16, 4, 3, 3), "v": (8, 4, 3, 3), "k": (8, 1, 1, 1), "apart": np.array([0, 8, 2, 6, 6]),
     "gates": np.array([0, 8, 1, 1, 1]), "whole": np.array([0, 16, 6, 6]), "last": (5, 16, 3, 3),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("gate", ["i", "k"])
+@pytest.mark.parametrize("gate", GATES)
 def test_a_gate_for_several_channels_goes_with_them(gate: str, tmp_path: Path) -> None:
-    network = read_onnx(saved(model(GATED.format(gate=gate), weights=GATED_WEIGHTS), tmp_path))
+    network = read_onnx(saved(model(GATED.format(gate=GATES[gate]), weights=GATED_WEIGHTS), tmp_path))
     (group,) = [group for group in channel_groups(network).groups if group.cuttable]
     assert group.producers[0].channels == [(2 * unit, 2 * unit + 1) for unit in range(8)]
-    if gate == "i":
+    if gate == "computed":
         assert group.producers[1].channels == [(unit,) for unit in range(8)]
     removal = {group.name: [0, 3, 4]}
     smaller, _ = cut(network, removal)

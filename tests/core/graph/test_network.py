@@ -11,41 +11,13 @@ from torch import nn
 
 from core.comparison import output_kind
 from core.errors import ModelRefused, OperatorUnknown
-from core.graph.architectures import ARCHITECTURES, build
+from core.graph.architectures import build
 from core.graph.counts import COUNTED, count
+from core.graph.export import write_onnx
 from core.graph.importers import read_onnx
 from core.graph.lowering import trace
-from core.job import ARCHITECTURES as NAMES
 from tests.core.graph.onnx_texts import model, saved
 from tests.core.graph.topologies import SHAPE, topology
-
-PARAMETERS = {
-    "resnet20": 272_474,
-    "resnet32": 466_906,
-    "resnet44": 661_338,
-    "resnet56": 855_770,
-    "resnet110": 1_730_714,
-    "vgg16": 14_724_042,
-    "small_cnn": 24_458,
-}
-
-
-def test_the_list_is_the_one_that_the_api_names() -> None:
-    assert tuple(ARCHITECTURES) == NAMES
-
-
-@pytest.mark.parametrize("name", ARCHITECTURES)
-def test_architectures(name: str) -> None:
-    network = build(name).eval()
-    assert count(network).params == PARAMETERS[name]
-    assert network(network.example_input(3)).shape == (3, 10)
-
-
-@pytest.mark.parametrize("name", ["resnet20", "vgg16", "small_cnn"])
-def test_classes_and_channels_can_be_chosen(name: str) -> None:
-    network = build(name, num_classes=4, in_channels=1)
-    assert network.inputs[0].shape == ("batch", 1, 32, 32)
-    assert network.outputs[0].shape == ("batch", 4)
 
 
 def test_counts_of_resnet20_by_hand() -> None:
@@ -129,6 +101,15 @@ def test_a_softmax_is_final_in_whatever_shape_it_leaves(name: str, tmp_path: Pat
     assert torch.allclose(given, outputs)
 
 
+def test_a_softmax_along_the_channels_is_final_in_every_opset(tmp_path: Path) -> None:
+    body = "a = Conv(x, w)  y = Softmax<axis=1>(a)"
+    network = read_onnx(saved(model(body, weights={"w": (4, 4, 3, 3)}), tmp_path))
+    write_onnx(network, tmp_path / "old.onnx", opset=11)  # between two Transposes
+    old, inputs = read_onnx(tmp_path / "old.onnx"), network.example_input(3)
+    assert output_kind(old) == "probabilities"
+    assert torch.equal(old.logits(inputs), network.logits(inputs))
+
+
 def test_several_softmaxes_in_one_output_are_no_final_one(tmp_path: Path) -> None:
     body = "a = Conv(x, w)  b = Reshape(a, s)  c = Softmax<axis=2>(b)  y = Flatten(c)"
     weights = {"w": (4, 4, 6, 6), "s": np.array([0, 2, 2])}
@@ -183,7 +164,7 @@ def test_a_size_that_does_not_fit_is_refused_by_node() -> None:
 
 def test_an_unknown_architecture_names_the_known_ones() -> None:
     with pytest.raises(ModelRefused) as caught:
-        build("resnet18")
+        build("resnet19")
     assert "resnet20" in str(caught.value.faults[0].expected)
 
 

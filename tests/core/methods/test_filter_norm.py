@@ -13,10 +13,10 @@ from core.data.datasets import Dataset
 from core.errors import NothingRemoved, TargetUnreachable
 from core.graph.architectures import CifarResNet, build
 from core.graph.counts import count
-from core.graph.cuts import channel_map, replay
 from core.graph.groups import channel_groups
 from core.graph.lowering import trace
 from core.graph.network import Network
+from core.graph.plans import channel_map, replay
 from core.methods.filter_norm import filter_groups, filter_norm, planned_rounds
 from core.outcome import Outcome
 from core.recipe import FineTune, Target

@@ -21,27 +21,11 @@ from core.recipe import FineTune, Sgd, Target, Training
 from core.state import State
 from core.targets import Goal
 from core.training.trainer import Trainer
-from tests.core.fakes import Events, small_dataset
+from tests.core.fakes import Dying, Events, Killed, small_dataset
 
 
-class Killed(Exception):
-    """Stands for kill -9."""
-
-
-class Dying(Events):
-    """Dies right after the checkpoint of this number."""
-
-    def __init__(self, last: int | None) -> None:
-        super().__init__()
-        self.last = last
-
-    def __call__(self, name: str, /, **body: Any) -> None:
-        super().__call__(name, **body)
-        if name == "checkpoint" and body["number"] == self.last:
-            raise Killed
-
-    def epochs(self) -> list[str]:
-        return [name for name, _ in self if "/epoch/" in name]
+def epochs(events: Events) -> list[str]:
+    return [name for name, _ in events if "/epoch/" in name]
 
 
 @pytest.fixture(autouse=True)
@@ -62,8 +46,8 @@ def network() -> Network:
     return trace(CifarResNet(8, num_classes=4, in_channels=1), (1, 8, 8), format="safetensors")
 
 
-def run(data: Dataset, workdir: Path, signal: Any, last: int | None = None) -> tuple[Outcome, Dying]:
-    events = Dying(last)
+def run(data: Dataset, workdir: Path, signal: Any, last: int | None = None) -> tuple[Outcome, Events]:
+    events = Events() if last is None else Dying(last)
     original = network()
     trainer = Trainer(
         data,
@@ -94,7 +78,7 @@ def run(data: Dataset, workdir: Path, signal: Any, last: int | None = None) -> t
 
 
 @pytest.fixture(scope="module")
-def undisturbed(data: Dataset, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Outcome, Dying]]:
+def undisturbed(data: Dataset, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Outcome, Events]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("core.training.trainer.CHECKPOINT_EPOCHS", 1)
         before = torch.get_num_threads()
@@ -120,7 +104,7 @@ def test_killed_after_a_checkpoint_it_ends_in_the_same_bits(
     signal: str,
     kill_at: int,
     data: Dataset,
-    undisturbed: dict[str, tuple[Outcome, Dying]],
+    undisturbed: dict[str, tuple[Outcome, Events]],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -137,19 +121,19 @@ def test_killed_after_a_checkpoint_it_ends_in_the_same_bits(
     assert again.checks == whole.checks
     assert again.cost.model_dump(exclude={"seconds"}) == whole.cost.model_dump(exclude={"seconds"})
     # no epoch is repeated: each was followed by a checkpoint, or by the cut's
-    assert after.epochs() == events.epochs()[-len(after.epochs()) :]
+    assert epochs(after) == epochs(events)[-len(epochs(after)) :]
     names = [name for name, _ in events]
     checkpoints = [index for index, (name, body) in enumerate(events) if body.get("number") == kill_at]
     lost = [name for name in names[: checkpoints[0]] if "/epoch/" in name]
-    assert len(lost) + len(after.epochs()) == len(events.epochs())
+    assert len(lost) + len(epochs(after)) == len(epochs(events))
     # what was scored and removed after the resumption is what would have been
     selects = [body for name, body in events if name.endswith("/select")]
     later = [body for name, body in after if name.endswith("/select")]
     assert later == selects[len(selects) - len(later) :]
 
 
-def test_the_run_has_rounds_and_fine_tuning(undisturbed: dict[str, tuple[Outcome, Dying]]) -> None:
+def test_the_run_has_rounds_and_fine_tuning(undisturbed: dict[str, tuple[Outcome, Events]]) -> None:
     for outcome, events in undisturbed.values():
         assert count(outcome.network).macs <= 0.6 * count(network()).macs
-        assert "prune/step/0/round/2/epoch/2" in events.epochs()
-        assert events.epochs()[-1] == "fine_tune/0/epoch/4"
+        assert "prune/step/0/round/2/epoch/2" in epochs(events)
+        assert epochs(events)[-1] == "fine_tune/0/epoch/4"

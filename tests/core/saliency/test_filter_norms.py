@@ -35,6 +35,22 @@ def test_weight_norms_are_over_inputs_and_kernel() -> None:
     assert weight_norms(nn.Conv2d(4, 8, 3, groups=4)).shape == (8,)
 
 
+@pytest.mark.parametrize(
+    ("groups", "make"), [(1, nn.ConvTranspose2d), (2, nn.ConvTranspose2d), (4, nn.ConvTranspose1d)]
+)
+def test_weight_norms_of_a_transposed_convolution_are_over_dimension_0(groups: int, make: type[nn.Module]) -> None:
+    """What the norm is of, told by the layer itself: one number in every input channel gives filter c in channel c."""
+    layer = make(4, 8, 3, groups=groups, bias=False)
+    each = []
+    for channel in range(4):
+        x = torch.zeros(1, 4, *[1] * (layer.weight.dim() - 2))
+        x[0, channel] = 1
+        each.append(layer(x)[0].flatten(1).double())  # (8, kernel)
+    expected = torch.cat(each, dim=1).norm(dim=1)
+    assert weight_norms(layer).tolist() == pytest.approx(expected.tolist())
+    assert weight_norms(layer).shape == (8,)
+
+
 def test_activation_norms_are_over_batch_and_place() -> None:
     output = torch.randn(4, 3, 5, 6)
     expected = output.pow(2).sum((0, 2, 3)).sqrt()

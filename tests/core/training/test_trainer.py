@@ -24,13 +24,9 @@ from core.state import State
 from core.training.memory_format import to_channels_last
 from core.training.port import FitResult, Score
 from core.training.trainer import Trainer, derived_seed
-from tests.core.fakes import Events, empty_state, small_dataset
+from tests.core.fakes import Dying, Events, Killed, empty_state, small_dataset
 
 TRAINING = Training(optimizer=Sgd(lr=0.05), batch_size=16)
-
-
-class Killed(Exception):
-    """Stands for kill -9: nothing of the process is left but its files."""
 
 
 @pytest.fixture(autouse=True)
@@ -164,13 +160,7 @@ def test_a_resumed_training_ends_in_the_same_bits(
     undisturbed = fresh()
     whole = fit(data, undisturbed, tmp_path / "a", epochs=6, training=training)
 
-    class Dying(Events):
-        def __call__(self, name: str, /, **body: Any) -> None:
-            super().__call__(name, **body)
-            if name == "checkpoint" and body["number"] == kill_at:
-                raise Killed
-
-    events = Dying()
+    events = Dying(kill_at)
     state = State.open(tmp_path / "b", fingerprint={"test": "x"}, emit=events)
     with pytest.raises(Killed):
         fit(data, fresh(), tmp_path, epochs=6, training=training, state=state, events=events)
