@@ -33,6 +33,12 @@ from billhook.results import (
     Dataset,
     Download,
     Event,
+    Graph,
+    GraphBlock,
+    GraphBranch,
+    GraphFrozen,
+    GraphGroup,
+    GraphLayer,
     Job,
     Model,
     Problem,
@@ -46,7 +52,8 @@ from billhook.results import (
 __version__ = "0.1.0"
 __all__ = [
     "ApiError", "Artifact", "AsyncClient", "Attempt", "BillhookError", "ChecksumMismatch", "Client", "ConnectionFailed",
-    "Dataset", "Download", "Event", "Fault", "InputInvalid", "Job", "JobCancelled", "JobFailed", "Model", "Problem",
-    "Progress", "Pruned", "RecipeInfo", "Report", "RequirementResult", "RequirementsMissed", "ServerNotFound",
-    "Timeout", "Update", "UploadRefused",
+    "Dataset", "Download", "Event", "Fault", "Graph", "GraphBlock", "GraphBranch", "GraphFrozen", "GraphGroup",
+    "GraphLayer", "InputInvalid", "Job", "JobCancelled", "JobFailed", "Model", "Problem", "Progress", "Pruned",
+    "RecipeInfo", "Report", "RequirementResult", "RequirementsMissed", "ServerNotFound", "Timeout", "Update",
+    "UploadRefused",
 ]  # fmt: skip

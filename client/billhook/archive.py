@@ -6,6 +6,7 @@ import hashlib
 import os
 import shutil
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,17 +61,22 @@ def zip_folder(folder: Path, target: Path) -> LocalFile:
             "stands for a class; put images there, or take it away"
         )
     try:
-        with zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as archive:
-            for name in names:
-                entry = zipfile.ZipInfo(name, _EARLIEST)
-                entry.create_system = 3  # the same on every system
-                entry.external_attr = 0o100644 << 16
-                entry.file_size = (folder / name).stat().st_size
-                with (folder / name).open("rb") as reader, archive.open(entry, "w") as writer:
-                    shutil.copyfileobj(reader, writer, CHUNK_BYTES)
+        write_zip(folder, names, target)
     except OSError as error:
         raise InputInvalid(f"{folder} cannot be zipped: {error.strerror or error}") from None
     return local_file(target)
+
+
+def write_zip(folder: Path, names: Sequence[str], target: Path) -> None:
+    """`names` in `folder` as a zip: in this order, no times, no owners, no compression. Raises `OSError`."""
+    with zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as archive:
+        for name in names:
+            entry = zipfile.ZipInfo(name, _EARLIEST)
+            entry.create_system = 3  # the same on every system
+            entry.external_attr = 0o100644 << 16
+            entry.file_size = (folder / name).stat().st_size
+            with (folder / name).open("rb") as reader, archive.open(entry, "w") as writer:
+                shutil.copyfileobj(reader, writer, CHUNK_BYTES)
 
 
 def _names(folder: Path) -> tuple[list[str], list[str]]:

@@ -105,6 +105,7 @@ class Client:
 
     upload_model = _call(uploads.upload_model)
     get_model = _call(uploads.get_model)
+    get_model_graph = _call(uploads.get_model_graph)
     wait_for_model = _call(uploads.wait_for_model)
     delete_model = _call(uploads.delete_model)
     add_dataset = _call(uploads.add_dataset)
@@ -209,6 +210,7 @@ class AsyncClient:
 
     upload_model = _awaited(uploads.upload_model)
     get_model = _awaited(uploads.get_model)
+    get_model_graph = _awaited(uploads.get_model_graph)
     wait_for_model = _awaited(uploads.wait_for_model)
     delete_model = _awaited(uploads.delete_model)
     add_dataset = _awaited(uploads.add_dataset)

@@ -43,6 +43,92 @@ class Model:
 
 
 @dataclass(frozen=True)
+class GraphLayer:
+    """A layer with parameters. `groups`: the channel groups that its output channels are in; `frozen`: none may go."""
+
+    name: str
+    kind: str
+    input_shape: tuple[int, ...]
+    output_shape: tuple[int, ...]
+    channels: int
+    params: int
+    macs: int
+    groups: tuple[str, ...]
+    frozen: bool
+
+
+@dataclass(frozen=True)
+class GraphGroup:
+    """Channels that are removed together: each of `width` units from all of these layers at once."""
+
+    name: str
+    width: int
+    unit_channels: int
+    cuttable: bool
+    always_kept: int
+    producers: tuple[str, ...]
+    carriers: tuple[str, ...]
+    consumers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class GraphBranch:
+    """One branch of a block that ends in a concatenation. `reason`: why it cannot be taken out."""
+
+    name: str
+    layers: tuple[str, ...]
+    params: int
+    macs: int
+    bypassable: bool
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class GraphBlock:
+    """A block: `kind` is residual, branches, or layer (one between equal shapes). `removed`: what a bypass takes away,
+    `params` and `macs` what that holds; `alike`: the first block of the same shapes; `reason`: why it must stay."""
+
+    name: str
+    kind: str
+    position: int
+    layers: tuple[str, ...]
+    removed: tuple[str, ...]
+    params: int
+    macs: int
+    input_shape: tuple[int, ...]
+    output_shape: tuple[int, ...]
+    alike: str
+    bypassable: bool
+    shortcut: str | None = None
+    projection: bool = False
+    inside: str | None = None
+    reason: str | None = None
+    branches: tuple[GraphBranch, ...] = ()
+
+
+@dataclass(frozen=True)
+class GraphFrozen:
+    """An operator that freezes channels, the layers that these are of, and why."""
+
+    operator: str
+    node: str
+    layers: tuple[str, ...]
+    reason: str
+
+
+@dataclass(frozen=True)
+class Graph:
+    """What a model is made of. `totals` are the counts."""
+
+    totals: Document
+    layers: tuple[GraphLayer, ...]
+    groups: tuple[GraphGroup, ...]
+    blocks: tuple[GraphBlock, ...]
+    frozen: tuple[GraphFrozen, ...]
+    raw: Document = field(default_factory=dict, repr=False, compare=False)
+
+
+@dataclass(frozen=True)
 class Dataset:
     """An uploaded or built-in dataset. `summary` (counts, classes, shape) is there once `state` is ready."""
 
@@ -179,11 +265,16 @@ class Report:
 
 @dataclass(frozen=True)
 class Download:
-    """A file that was downloaded and whose checksum was verified."""
+    """A file that was downloaded and whose checksum was verified; `beside` are those that it needs in its folder."""
 
     path: Path
     sha256: str
     bytes: int
+    beside: tuple[Download, ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        beside = [str(file.path) for file in self.beside]
+        return {"output": str(self.path), "sha256": self.sha256, "bytes": self.bytes, "beside": beside}
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,37 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
 from urllib.parse import parse_qsl, urlsplit
 
+GRAPH: dict[str, Any] = {
+    "version": 1,
+    "totals": {"params": 272474, "macs": 40813184, "filters": 784, "layers": 1, "groups": 2, "cuttable_groups": 1,
+               "residual_blocks": 1, "branch_blocks": 1, "plain_layers": 0, "bypassable": 2, "frozen": 1,
+               "free_params": 271312, "free_params_share": 0.9957, "conv_params": 270256,
+               "free_conv_params_share": 1.0},
+    "layers": [{"name": "layer1.0.conv1", "kind": "Conv2d", "input_shape": [16, 32, 32], "output_shape": [16, 32, 32],
+                "channels": 16, "params": 2304, "macs": 2359296, "groups": ["layer1.0.conv1"], "frozen": False}],
+    "groups": [
+        {"name": "conv1", "width": 16, "unit_channels": 1, "cuttable": True, "always_kept": 3,
+         "producers": ["conv1", "layer1.0.conv2", "layer1.1.conv2", "layer1.2.conv2"], "carriers": ["bn1"],
+         "consumers": ["layer1.0.conv1"]},
+        {"name": "fc", "width": 10, "unit_channels": 1, "cuttable": False, "always_kept": 0, "producers": ["fc"],
+         "carriers": [], "consumers": []},
+    ],
+    "blocks": [
+        {"name": "layer1.0", "kind": "residual", "position": 0, "layers": ["layer1.0.conv1"],
+         "removed": ["layer1.0.conv1"], "params": 4672, "macs": 4718592, "input_shape": [16, 32, 32],
+         "output_shape": [16, 32, 32], "shortcut": "identity", "projection": False, "alike": "layer1.0",
+         "inside": None, "bypassable": True, "reason": None, "branches": []},
+        {"name": "mixed", "kind": "branches", "position": 0, "layers": ["mixed.b1", "mixed.b2"],
+         "removed": ["mixed.b1", "mixed.b2"], "params": 20, "macs": 30, "input_shape": [16, 8, 8],
+         "output_shape": [4, 8, 8], "shortcut": None, "projection": False, "alike": "mixed", "inside": "outer",
+         "bypassable": True, "reason": None, "branches": [
+             {"name": "b1", "layers": ["mixed.b1"], "params": 10, "macs": 15, "bypassable": True, "reason": None},
+             {"name": "b2", "layers": ["mixed.b2"], "params": 10, "macs": 15, "bypassable": False,
+              "reason": "its channels go together with those of fc2"}]},
+    ],
+    "frozen": [{"operator": "output", "node": "linear", "layers": ["fc"],
+                "reason": "the channels of a model output stay"}],
+}  # fmt: skip
 KEY = "bh_" + "k" * 43
 WHEN = "2026-11-21T06:00:00Z"
 PRUNED = bytes(range(256)) * 4096  # 1 MiB
@@ -55,9 +86,11 @@ class FakeServer:
     """What a job is at each look; the last one stays."""
     requirements_met: bool = True
     refusal: Document | None = None
+    has_graphs: bool = True
     recipe_problem: Document | None = None
     submit_problem: Document | None = None
     break_download_after: list[int] = field(default_factory=list)
+    two_files: bool = False
     etag: str | None = f'"{hashlib.sha256(PRUNED).hexdigest()}"'
     on_range: Callable[[], None] | None = None
     wrong_upload_hash: bool = False
@@ -246,6 +279,8 @@ class _Handler(BaseHTTPRequestHandler):
                 self._json({"items": items[start : start + count], "next_page_token": more})
             case "GET", [("models" | "datasets") as kind, subject] if subject in getattr(fake, kind):
                 self._json(fake.look_at_upload(getattr(fake, kind)[subject]))
+            case "GET", ["models", subject, "graph"] if subject in fake.models and fake.has_graphs:
+                self._json(GRAPH)
             case "DELETE", [("models" | "datasets") as kind, subject] if subject in getattr(fake, kind):
                 del getattr(fake, kind)[subject]
                 self._send(204, {}, b"")
@@ -284,8 +319,9 @@ class _Handler(BaseHTTPRequestHandler):
             case ["report"]:
                 self._json(report(met=fake.requirements_met))
             case ["artifacts"]:
-                self._json({"items": [{"name": "pruned.onnx", "sha256": "0" * 64, "bytes": len(PRUNED)}]})
-            case ["artifacts", "pruned.onnx"]:
+                names = ["pruned.onnx", *(["pruned.onnx.data"] if fake.two_files else [])]
+                self._json({"items": [{"name": name, "sha256": "0" * 64, "bytes": len(PRUNED)} for name in names]})
+            case ["artifacts", "pruned.onnx" | "pruned.onnx.data"]:
                 self._artifact()
             case _:
                 self._problem(404, "not_found")

@@ -29,6 +29,17 @@ def test_a_download_is_verified(client: Either, finished: str, tmp_path: Path) -
     assert left_over(tmp_path) == ["out.onnx", "pruned.onnx"]
 
 
+def test_weights_in_a_second_file_come_too(client: Either, fake: FakeServer, finished: str, tmp_path: Path) -> None:
+    fake.two_files = True
+    file = client.download_artifact(finished, "pruned.onnx", tmp_path / "out.onnx")
+    assert [each.path.name for each in file.beside] == ["pruned.onnx.data"]  # as the model calls it
+    assert left_over(tmp_path) == ["out.onnx", "pruned.onnx.data"]
+    fetched = [request for request in fake.log if "/artifacts/" in request]
+    assert [request.rpartition("/")[2] for request in fetched] == ["pruned.onnx.data", "pruned.onnx"]
+    # another file of the job brings nothing with it
+    assert client.download_artifact(finished, "pruned.onnx.data", tmp_path / "weights").beside == ()
+
+
 def test_a_broken_download_goes_on_where_it_broke(
     client: Either, fake: FakeServer, finished: str, tmp_path: Path
 ) -> None:

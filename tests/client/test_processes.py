@@ -37,9 +37,14 @@ def endless(fake: FakeServer) -> FakeServer:
     return fake
 
 
+def heed_signals() -> None:
+    """In the child: a shell that starts the tests in the background has them, and what they start, ignore SIGINT."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def start(command: list[str], environment: dict[str, str], **streams: int) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        command, env=environment, text=True, start_new_session=True,
+        command, env=environment, text=True, start_new_session=True, preexec_fn=heed_signals,
         **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **streams},
     )  # type: ignore[call-overload,no-any-return]  # fmt: skip
 

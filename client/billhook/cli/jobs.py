@@ -161,7 +161,8 @@ def download(
     """Download a file of a job and verify its checksum.
 
     pruned.onnx, report.json, report.md, plan.json, weights.safetensors or
-    recipe.json. The target is replaced in one go once the checksum is right; a
+    recipe.json. With pruned.onnx comes pruned.onnx.data where that holds the
+    weights: keep both in one folder. The target is replaced in one go once the checksum is right; a
     broken connection is resumed.
     """
     with ProgressDisplay(session.err) as display:
@@ -169,5 +170,5 @@ def download(
             job, name, output,
             on_bytes=lambda done, total: display.show("download", done / total if total else None),
         )  # fmt: skip
-    document = {"output": str(file.path), "sha256": file.sha256, "bytes": file.bytes}
-    session.show(document, f"{file.path}: {tables.size(file.bytes)}, sha256 {file.sha256}")
+    lines = [f"{each.path}: {tables.size(each.bytes)}, sha256 {each.sha256}" for each in (file, *file.beside)]
+    session.show(file.as_dict(), "\n".join(lines))

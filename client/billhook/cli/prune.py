@@ -29,7 +29,9 @@ def add_to(app: typer.Typer) -> None:
 
 def prune(
     session: Session,
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="An ONNX or safetensors file, or the id of a model.")],
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="An ONNX, zip, .pt2 or safetensors file, or the id of a model.")
+    ],
     data: Annotated[str, typer.Option(
         "--data", metavar="DATASET",
         help="A zip or npz file, a folder of images (one folder per class), builtin:digits, or the id of a dataset.",
@@ -42,7 +44,7 @@ def prune(
         help="Where the pruned network goes: a file, replaced if it is there, or a folder, for pruned.onnx in it.",
     )],
     architecture: Annotated[str | None, typer.Option(
-        metavar="NAME", help="For safetensors: what the weights are of, e.g. resnet20.",
+        metavar="NAME", help="For safetensors: what the weights are of, e.g. resnet20 or timm:NAME.",
     )] = None,
     input_shape: Annotated[str | None, typer.Option(
         metavar="C,H,W", help="For safetensors: the shape of the input, e.g. 3,32,32.",
@@ -72,7 +74,9 @@ def prune(
     uploads what the server has not seen (by hash), waits until it has been
     checked, starts the job, shows how far it is, downloads the result,
     verifies its checksum, and prints a table of before and after. The result
-    is a drop-in replacement: the same inputs, outputs and opset.
+    is a drop-in replacement: the same inputs, outputs and opset. One that is
+    larger than a file can be has its weights in a second one beside it, which
+    is called pruned.onnx.data whatever the first one is.
 
     Ctrl-C cancels the job on the server; a second one, a second later or
     more, leaves at once.
@@ -125,7 +129,8 @@ def prune(
     except (Exception, KeyboardInterrupt) as error:
         return session.fail(error, **more)
     session.show(_document(result, missed), lambda: tables.report(result.report))
-    session.note(f"{result.file.path}: {tables.size(result.file.bytes)}, sha256 {result.file.sha256}")
+    for file in (result.file, *result.file.beside):
+        session.note(f"{file.path}: {tables.size(file.bytes)}, sha256 {file.sha256}")
     if report is not None:
         _write_report(session, result, report)
     if missed is not None:
@@ -151,7 +156,7 @@ def _tell(session: Session, display: ProgressDisplay, progress: Progress, source
 
 def _document(result: Pruned, missed: RequirementsMissed | None) -> dict[str, Any]:
     document: dict[str, Any] = {
-        "output": str(result.file.path), "sha256": result.file.sha256, "bytes": result.file.bytes,
+        **result.file.as_dict(),
         "requirements_met": result.report.requirements_met, "target_met": result.report.target_met,
         "model": result.model.id, "dataset": result.dataset.id, "job": result.job.raw, "report": result.report.raw,
     }  # fmt: skip

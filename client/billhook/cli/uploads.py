@@ -7,10 +7,11 @@ from typing import Annotated
 
 import typer
 
-from billhook.cli import tables
+from billhook.cli import graph_tables, tables
 from billhook.cli.progress import ProgressDisplay
 from billhook.cli.prune import document_argument, shape_argument
 from billhook.cli.session import Session, command
+from billhook.errors import ApiError
 
 Limit = Annotated[int, typer.Option("--limit", metavar="N", min=1, help="At most so many, the newest.")]
 Timeout = Annotated[float | None, typer.Option(
@@ -28,27 +29,65 @@ def list_models(session: Session, limit: Limit = 50) -> None:
 
 
 @command(models, "show")
-def show_model(session: Session, model: Annotated[str, typer.Argument(metavar="MODEL_ID")]) -> None:
-    """Show a model: its inputs and outputs, its size, and why it was refused if it was."""
+def show_model(
+    session: Session,
+    model: Annotated[str, typer.Argument(metavar="MODEL_ID")],
+    layers: Annotated[bool, typer.Option("--layers", help="Its layers.")] = False,
+    groups: Annotated[bool, typer.Option("--groups", help="Channels that are removed together.")] = False,
+    blocks: Annotated[bool, typer.Option("--blocks", help="Blocks, branches and plain layers.")] = False,
+    frozen: Annotated[bool, typer.Option("--frozen", help="What may not be removed, and why.")] = False,
+) -> None:
+    """Show a model: its layers, channel groups, blocks, and what is frozen.
+
+    Of one that was refused, why. With one or more of the options, only those tables.
+
+    \b
+    Examples:
+      billhook models show mdl_…
+      billhook models show mdl_… --blocks --frozen
+    """
+    chosen = {"layers": layers, "groups": groups, "blocks": blocks, "frozen": frozen}
+    sections = [name for name, wanted in chosen.items() if wanted]
+    if sections:
+        graph = session.client.get_model_graph(model)
+        session.show({name: graph.raw[name] for name in sections}, lambda: graph_tables.graph(graph, sections))
+        return
     found = session.client.get_model(model)
-    session.show(found.raw, lambda: tables.record(found.raw))
+    if found.state != "ready":
+        session.show(found.raw, lambda: tables.record(found.raw))
+        return
+    try:
+        whole = session.client.get_model_graph(model)
+    except ApiError as error:
+        if error.status != 404:
+            raise
+        session.note(f"note: {error.message}")
+        session.show(found.raw, lambda: tables.record(found.raw))
+        return
+    session.show({**found.raw, "graph": whole.raw}, lambda: graph_tables.model(found, whole))
 
 
 @command(models, "add")
 def add_model(
     session: Session,
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="An ONNX or safetensors file.")],
-    architecture: Annotated[str | None, typer.Option(metavar="NAME", help="For safetensors, e.g. resnet20.")] = None,
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="An ONNX, .pt2 or safetensors file, or a zip (of ONNX).")
+    ],
+    architecture: Annotated[
+        str | None, typer.Option(metavar="NAME", help="For safetensors: resnet20, timm:NAME, …")
+    ] = None,
     input_shape: Annotated[str | None, typer.Option(metavar="C,H,W", help="For safetensors, e.g. 3,32,32.")] = None,
     timeout: Timeout = None,
 ) -> None:
     """Add a model and wait until the server has checked it.
 
-    A file that the server has is not sent again.
+    A file that the server has is not sent again. Files beside an ONNX model
+    that hold its weights (model.onnx.data) are sent with it, as one zip.
 
     \b
     Examples:
       billhook models add model.onnx
+      billhook models add exported.pt2
       billhook models add weights.safetensors \\
           --architecture resnet20 --input-shape 3,32,32
     """
@@ -58,7 +97,7 @@ def add_model(
             file, architecture=architecture, input_shape=shape_argument(input_shape), timeout=timeout,
             on_bytes=lambda sent, total: display.show_upload("model", str(file), sent / max(total, 1)),
         )  # fmt: skip
-    session.show(model.raw, lambda: tables.record(model.raw))
+    session.show(model.raw, lambda: graph_tables.record(model))
 
 
 @command(models, "delete")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -17,6 +17,8 @@ from billhook.results import Artifact, Download, Event, Job, RecipeInfo, Report,
 from billhook.retries import Core, body_of, check_deadline, deadline_after, fetch, send
 from billhook.steps import Call, Item, Operation, Sleep, Stream, blocking
 
+OnBytes = Callable[[int, int | None], None]
+"""Called with the bytes that are there so far and the bytes in all (None = unknown)."""
 Recipe = str | Path | Mapping[str, Any]
 """The name of a ready-made recipe, a `Path` to a YAML or JSON file, or the document itself."""
 LONG_POLL_SECONDS = 20.0
@@ -236,9 +238,12 @@ def download_artifact(
     output: str | Path | None = None,
     *,
     timeout: float | None = None,
-    on_bytes: Callable[[int, int | None], None] = _ignore,
+    on_bytes: OnBytes = _ignore,
 ) -> Operation[Download]:
     """Download a file of the job to `output` (default: its own name, here; a folder: its own name, there).
+
+    A large ONNX file keeps its weights in a second one, which it calls "pruned.onnx.data": that comes too, first, and
+    goes beside it under that name, whatever `output` is called. It is in `Download.beside`.
 
     The bytes go to a temporary file beside the target, which is replaced in one go once their sha256 is the one in
     the answer's strong ETag. A broken connection is resumed where it broke. Raises `ChecksumMismatch`, `ApiError`
@@ -253,6 +258,18 @@ def download_artifact(
         check_deadline(core, deadline, f"downloading {name}")
         on_bytes(done, total)
 
+    beside = []
+    if name.endswith(".onnx"):
+        data = f"{name}.data"
+        if any(artifact.name == data for artifact in (yield from list_artifacts(core, job_id))):
+            beside.append((yield from _download_file(core, job_id, data, target.with_name(data), advance, deadline)))
+    file = yield from _download_file(core, job_id, name, target, advance, deadline)
+    return replace(file, beside=tuple(beside))
+
+
+def _download_file(
+    core: Core, job_id: str, name: str, target: Path, advance: OnBytes, deadline: float | None
+) -> Operation[Download]:
     partial = PartialFile(target, advance)
     try:
         call = Call("GET", _path(job_id, "artifacts", quote(name)), sink=partial)

@@ -12,8 +12,9 @@ from urllib.parse import quote
 
 from billhook.archive import LocalFile, local_file, zip_folder
 from billhook.errors import ApiError, ChecksumMismatch
+from billhook.external_data import model_file
 from billhook.operations.listing import page, pages
-from billhook.results import Dataset, Model, parse, raise_if_refused
+from billhook.results import Dataset, Graph, Model, parse, raise_if_refused
 from billhook.retries import Core, body_of, check_deadline, deadline_after, fetch, send
 from billhook.steps import Call, FileBody, Operation, Sleep, Stream, blocking
 
@@ -59,6 +60,16 @@ def wait_for_model(core: Core, model_id: str, *, timeout: float | None = None) -
     return (yield from _ready(core, Model, model, deadline))
 
 
+def get_model_graph(core: Core, model_id: str, *, timeout: float | None = None) -> Operation[Graph]:
+    """What the model is made of, once the server has checked it: layers, channel groups, blocks, what is frozen.
+
+    Raises `UploadRefused` (with the reason), `Timeout`, `ApiError` (404: no such model, or one that was checked by an
+    older server).
+    """
+    model = yield from wait_for_model(core, model_id, timeout=timeout)
+    return (yield from fetch(core, Graph, f"/v1/models/{quote(model.id, safe='')}/graph"))
+
+
 def delete_model(core: Core, model_id: str) -> Operation[None]:
     """Delete a model. Raises `ApiError` (409) while a job that is not over needs it."""
     return _delete(core, f"/v1/models/{quote(model_id, safe='')}")
@@ -75,14 +86,15 @@ def upload_model(
 ) -> Operation[Model]:
     """The model in the file `path`, ready to be used: found by its hash, else uploaded; then checked by the server.
 
-    A safetensors file holds weights only: it needs `architecture` (resnet20, …) and `input_shape` (channels, height,
-    width). `timeout` in seconds covers all of it.
+    ONNX, `.pt2` (`torch.export.save`) or safetensors. An ONNX model whose weights lie in files beside it goes as a zip
+    of it and them, the same bytes every time. A safetensors file holds weights only: it needs `architecture` (resnet20,
+    …) and `input_shape` (channels, height, width). `timeout` in seconds covers all of it.
 
-    Raises `InputInvalid` (no such file), `UploadRefused` (the server cannot take it; says why), `Timeout`, `ApiError`,
-    `ConnectionFailed`, `ChecksumMismatch` (the file changed meanwhile).
+    Raises `InputInvalid` (no such file, or one of those that the model names is missing), `UploadRefused` (the server
+    cannot take it; says why), `Timeout`, `ApiError`, `ConnectionFailed`, `ChecksumMismatch` (the file changed
+    meanwhile).
     """
     deadline = deadline_after(core, timeout)
-    file = yield from blocking(lambda: local_file(Path(path)))
     params: dict[str, str] = {}
     options: dict[str, Any] = {}
     if architecture is not None:
@@ -94,7 +106,15 @@ def upload_model(
     def same(known: Model) -> bool:
         return {name: value for name, value in known.options.items() if value is not None} == options
 
-    model = yield from _upload(core, Model, file, Path(path).name, params, same, deadline, on_bytes)
+    here = Path(path)
+    with contextlib.ExitStack() as cleanup:
+        if here.suffix.lower() == ".onnx":
+            scratch = Path(cleanup.enter_context(tempfile.TemporaryDirectory(prefix="billhook-")))
+            file = yield from blocking(lambda: model_file(here, scratch))
+        else:
+            file = yield from blocking(lambda: local_file(here))
+        filename = here.name if file.path == here else f"{here.stem}.zip"
+        model = yield from _upload(core, Model, file, filename, params, same, deadline, on_bytes)
     return (yield from _ready(core, Model, model, deadline, str(path)))
 
 
