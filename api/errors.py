@@ -50,6 +50,7 @@ STATUSES: Mapping[str, int] = {
     "illegal_transition": 409,
     "in_use": 409,
     "input_not_ready": 409,
+    "input_refused": 409,
     "job_not_succeeded": 409,
     "job_terminal": 409,
     # what failed here

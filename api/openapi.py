@@ -9,7 +9,7 @@ from fastapi import FastAPI
 from pydantic import BaseModel
 
 from api.schemas import DatasetRequest, JobRequest, ProblemOut, RecipeRequest
-from core.job import ARCHITECTURES
+from core.job import ARCHITECTURE, ARCHITECTURES_TOLD
 
 _REF = "#/components/schemas/{model}"
 _BODIES: tuple[type[BaseModel], ...] = (JobRequest, DatasetRequest, RecipeRequest, ProblemOut)
@@ -37,7 +37,10 @@ def _query(properties: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 _MODEL_FIELDS = {
-    "architecture": {"type": "string", "enum": list(ARCHITECTURES), "description": "safetensors only"},
+    "architecture": {
+        "type": "string", "pattern": f"^{ARCHITECTURE}$", "examples": ["resnet20", "timm:resnet18"],
+        "description": f"safetensors only: {ARCHITECTURES_TOLD}",
+    },
     "input_shape": {
         "type": "string", "pattern": r"^\d+,\d+,\d+$", "examples": ["3,32,32"],
         "description": "safetensors only: channels,height,width",
@@ -74,6 +77,46 @@ JOB_SUBMISSION = {
     ],
     "requestBody": _body({"application/json": {"schema": {"$ref": _REF.format(model="JobRequest")}}}),
 }  # fmt: skip
+
+GRAPH_EXAMPLE: dict[str, Any] = {
+    "version": 1,
+    "totals": {
+        "params": 5064, "macs": 4740416, "filters": 48, "layers": 3, "groups": 2, "cuttable_groups": 1,
+        "residual_blocks": 1, "branch_blocks": 0, "plain_layers": 2, "bypassable": 3, "frozen": 1, "free_params": 5064,
+        "free_params_share": 1.0, "conv_params": 5040, "free_conv_params_share": 1.0,
+    },
+    "layers": [
+        {
+            "name": "layer1.0.conv1", "kind": "Conv2d", "input_shape": [16, 32, 32], "output_shape": [16, 32, 32],
+            "channels": 16, "params": 2304, "macs": 2359296, "groups": ["layer1.0.conv1"], "frozen": False,
+        }
+    ],
+    "groups": [
+        {
+            "name": "layer1.0.conv1", "width": 16, "unit_channels": 1, "cuttable": True, "always_kept": 0,
+            "producers": ["layer1.0.conv1"], "carriers": ["layer1.0.bn1"], "consumers": ["layer1.0.conv2"],
+        }
+    ],
+    "blocks": [
+        {
+            "name": "layer1.0", "kind": "residual", "position": 0,
+            "layers": ["layer1.0.conv1", "layer1.0.bn1", "layer1.0.conv2", "layer1.0.bn2"],
+            "removed": ["layer1.0.conv1", "layer1.0.bn1", "layer1.0.conv2", "layer1.0.bn2"], "params": 4672,
+            "macs": 4718592, "input_shape": [16, 32, 32], "output_shape": [16, 32, 32], "shortcut": "identity",
+            "projection": False, "alike": "layer1.0", "inside": None, "bypassable": True, "reason": None,
+            "branches": [],
+        }
+    ],
+    "frozen": [
+        {
+            "operator": "output", "node": "fc", "layers": ["fc"], "reason": "the channels of a model output stay",
+        }
+    ],
+}  # fmt: skip
+"""Of a ResNet, cut down to one entry each."""
+GRAPH_ANSWERS: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"application/json": {"example": GRAPH_EXAMPLE}}},
+}
 
 RECIPE_CHECK = {"requestBody": _body({"application/json": {"schema": {"$ref": _REF.format(model="RecipeRequest")}}})}
 

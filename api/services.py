@@ -37,11 +37,13 @@ class Services:
         Between two looks neither a connection nor a thread is held, so many requests can wait.
         """
         deadline = time.monotonic() + min(seconds, self.settings.long_poll_seconds)
+        pause = self.settings.long_poll_interval_seconds
         while True:
             found = await run_in_threadpool(self.read, look)
             if done(found) or time.monotonic() >= deadline or await request.is_disconnected():
                 return found
-            await anyio.sleep(min(self.settings.long_poll_interval_seconds, max(0.0, deadline - time.monotonic())))
+            await anyio.sleep(min(pause, max(0.0, deadline - time.monotonic())))
+            pause = min(1.2 * pause, 3 * self.settings.long_poll_interval_seconds)  # what takes long can wait
 
     def read(self, look: Callable[[Session], Result]) -> Result:
         """What `look` finds in a read-only transaction."""

@@ -20,7 +20,7 @@ LONGEST_WAIT_SECONDS = 30.0
 STEADY_SECONDS = 60.0  # a process that ran for so long starts again at once
 STOP_SECONDS = 25.0  # from SIGTERM to SIGKILL
 MAX_LOG_BYTES = 50 * 2**20
-POLL_SECONDS = 0.1
+POLL_SECONDS = 0.5
 _PR_SET_PDEATHSIG = 1
 
 log = structlog.get_logger()

@@ -105,11 +105,16 @@ class Upload(Record, kw_only=True):
 
 
 class Model(Upload, kw_only=True):
+    """`graph_sha256`: of the description of its graph, a JSON document in the storage; its counts are in `summary`."""
+
     __tablename__ = "models"
     __table_args__ = (
         UniqueConstraint("owner", "identity"),
         CheckConstraint(_one_of("state", UploadState), name="state"),
     )
+
+    graph_sha256: Mapped[str | None] = mapped_column(String(64), default=None, index=True)
+    graph_bytes: Mapped[int | None] = mapped_column(BigInteger, default=None)
 
 
 class Dataset(Upload, kw_only=True):

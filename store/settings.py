@@ -63,7 +63,9 @@ class Settings(BaseSettings):
         description="an upload that sends nothing for so long is given up, and a JSON body that is not there by then",
     )
     long_poll_seconds: float = Field(60, ge=0, le=600, description="the longest ?wait= that is honoured")
-    long_poll_interval_seconds: float = Field(0.2, gt=0, le=10, description="how often a waiting request looks again")
+    long_poll_interval_seconds: float = Field(
+        0.2, gt=0, le=10, description="how soon a waiting request looks again; up to thrice that when it waits long"
+    )
 
     # the queue
     devices: Annotated[tuple[str, ...], NoDecode] = Field(

@@ -188,9 +188,16 @@ def release_check(
     outbox.add(session, _topic(type(subject)), subject.id, outbox.INSPECT_QUEUE, now, delay=delay)
 
 
-def set_ready(session: Session, check: Check, summary: Mapping[str, Any], now: datetime | None = None) -> None:
-    """The upload may be used; `summary` says what it is. Raises `LeaseLost`."""
-    _close(session, _checked(session, check), "ready", now or now_utc(), summary=storable(summary))
+def set_ready(
+    session: Session, check: Check, summary: Mapping[str, Any], now: datetime | None = None, *,
+    graph: tuple[str, int] | None = None,
+) -> None:  # fmt: skip
+    """The upload may be used; `summary` says what it is. `graph`: sha256 and bytes of the description of a model's
+    graph, which is in the storage already. Raises `LeaseLost`."""
+    subject = _checked(session, check)
+    if graph is not None and isinstance(subject, Model):
+        subject.graph_sha256, subject.graph_bytes = graph
+    _close(session, subject, "ready", now or now_utc(), summary=storable(summary))
 
 
 def set_refused(session: Session, check: Check, error: Mapping[str, Any], now: datetime | None = None) -> None:

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from core import recipe
+from core.graph.onnx_constants import FOLDERS
+from core.graph.operators import READERS
 
 ROOT = Path(__file__).parent.parent
 PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("client/*.md")]
@@ -33,6 +35,13 @@ def test_relative_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)", page.read_text()):
         if not target.startswith("http"):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_every_operator_is_documented() -> None:
+    """By name, in the list at the end of docs/models.md, and no other."""
+    listed = (ROOT / "docs" / "models.md").read_text().partition("## Operators of ONNX")[2]
+    found = re.findall(r"`([A-Z]\w+)`", listed.partition(". `ConstantOfShape`")[0])
+    assert found == sorted({*READERS, *FOLDERS, "Constant", "Shape"})
 
 
 def test_every_method_has_a_page() -> None:

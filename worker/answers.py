@@ -15,10 +15,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from core.errors import BillhookError, Fault
 from core.events import STAGES
+from core.graph_report import GraphTotals, NetworkGraph
 from core.report import Report
 from worker.lines import EventLine, deeper_than
 
 REQUIRED_OUTPUTS = ("pruned.onnx", "report.json", "report.md", "plan.json", "weights.safetensors")
+GRAPH = "graph.json"
 MAX_REPORT_BYTES = 64 * 2**20
 MAX_DEPTH = 64
 MAX_FAULTS = 100
@@ -73,6 +75,7 @@ class ModelSummary(_Answer):
     macs: int
     inputs: list[_Tensor]
     outputs: list[_Tensor]
+    graph: GraphTotals
 
 
 class _Split(_Answer):
@@ -97,6 +100,22 @@ def checked_summary(kind: Literal["model", "dataset"], body: Mapping[str, Any]) 
     except ValidationError as error:
         raise OutputRefused(f"what was found in the {kind} is not a summary", faults=_faults(error, "")) from error
     return body
+
+
+def checked_graph(files: Mapping[str, Path]) -> Path:
+    """The description of a model's graph among the files that its check left. Raises `OutputRefused` if it is none."""
+    path = files.get(GRAPH)
+    if path is None or path.stat().st_size == 0:
+        raise OutputRefused("the check ended without a description of the model's graph")
+    if path.stat().st_size > MAX_REPORT_BYTES:
+        raise OutputRefused(f"the description of the model's graph is larger than {MAX_REPORT_BYTES} bytes")
+    try:
+        NetworkGraph.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise OutputRefused(
+            "what the check left is no description of a graph", faults=_faults(error, f"/out/{GRAPH}")
+        ) from None
+    return path
 
 
 def short_results(report: Report) -> dict[str, Any]:

@@ -68,7 +68,7 @@ def _folder_options(settings: Settings) -> dict[str, Any]:
         "data_folder_in": str(folder / "messages"),
         "data_folder_out": str(folder / "messages"),  # one folder: what is sent is what is received
         "control_folder": str(folder / "control"),
-        "polling_interval": 0.1,
+        "polling_interval": 0.4,  # what it costs shows: a job on two cores waits for whoever takes one away
         "expires_seconds": EXPIRES_SECONDS,
     }
 

@@ -50,17 +50,20 @@ def run(workdir: Path, emit: Emit) -> Mapping[str, Any]:
 
 
 def inspect_model(workdir: Path, emit: Emit) -> Mapping[str, Any]:
-    """The summary of an uploaded model. Raises what makes it unusable."""
-    from core import pipeline
+    """The summary of an uploaded model, and the description of its graph in `workdir/out`. Raises what makes it
+    unusable."""
+    from core import inspection
 
-    return pipeline.inspect_model(ModelInput.model_validate_json((workdir / "job.json").read_bytes()))
+    return inspection.inspect_model(
+        ModelInput.model_validate_json((workdir / "job.json").read_bytes()), workdir / "out"
+    )
 
 
 def inspect_dataset(workdir: Path, emit: Emit) -> Mapping[str, Any]:
     """The summary of an uploaded dataset. Raises what makes it unusable."""
-    from core import pipeline
+    from core import inspection
 
-    return pipeline.inspect_dataset(DatasetInput.model_validate_json((workdir / "job.json").read_bytes()))
+    return inspection.inspect_dataset(DatasetInput.model_validate_json((workdir / "job.json").read_bytes()))
 
 
 OPERATIONS: Mapping[str, Operation] = {

@@ -22,8 +22,7 @@ import structlog
 
 from core.errors import BillhookError
 
-TICK_SECONDS = 0.1
-MEMORY_SECONDS = 0.25
+TICK_SECONDS = 0.5
 DISK_SECONDS = 2.0
 EXIT_SECONDS = 15.0  # from its last line to its end
 
@@ -85,9 +84,9 @@ class Guard(threading.Thread):
         self._limits = limits
         self._order = order
         self._began = time.monotonic()
+        self._disk_at = 0.0
         self._kill_at: float | None = None
         self._exit_by: float | None = None
-        self._memory_at = self._disk_at = 0.0
         self._closed = threading.Event()
         self._lock = threading.Lock()
 
@@ -136,9 +135,7 @@ class Guard(threading.Thread):
             self._end("lingers", at_once=True)
         if now - self._began > self._limits.run_seconds:
             self.limit("time_limit", f"its time is over: {max(0, self._limits.run_seconds):.0f} s were left to it")
-        if now >= self._memory_at:
-            self._memory_at = now + MEMORY_SECONDS
-            self._watch_memory()
+        self._watch_memory()
         if now >= self._disk_at:
             self._disk_at = now + DISK_SECONDS
             self._watch_disk()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import structlog
 from sqlalchemy.orm import Session
@@ -13,13 +14,13 @@ from store.database import reading, transaction
 from store.errors import ArtifactCorrupt, ArtifactMissing, LeaseLost, StorageUnavailable
 from store.records import Dataset, Model
 from store.uploads import Check
-from worker.answers import OutputRefused, checked_summary, error_body
+from worker.answers import OutputRefused, checked_graph, checked_summary, error_body
 from worker.attempt import fetch_dataset, fetch_model
 from worker.context import Context
 from worker.heart import Heart, Held
 from worker.lines import EventLine
 from worker.supervisor import Ended, supervise
-from worker.workdir import work_directory
+from worker.workdir import held_outputs, work_directory
 
 log = structlog.get_logger("billhook.worker")
 
@@ -64,7 +65,7 @@ def _check(context: Context, check: Check, heart: Heart) -> None:
             f"inspect_{check.kind}", workdir, context.limits(context.settings.inspect_seconds_limit),
             order=heart.order, store=_ignore, command=context.command,
         )  # fmt: skip
-    _close(context, check, heart, ended)
+        _close(context, check, heart, ended, workdir)
 
 
 def heart_of(context: Context, check: Check) -> Heart:
@@ -92,7 +93,7 @@ def _ignore(_events: Sequence[EventLine]) -> None:
     """An upload has no event log."""
 
 
-def _close(context: Context, check: Check, heart: Heart, ended: Ended) -> None:
+def _close(context: Context, check: Check, heart: Heart, ended: Ended, workdir: Path) -> None:
     if heart.lost or ended.verdict == "lost":
         raise LeaseLost("the check's lease was lost while the child ran")
     log.info("child ended", subject=check.subject_id, verdict=ended.verdict, error=ended.body.get("code"),
@@ -101,10 +102,20 @@ def _close(context: Context, check: Check, heart: Heart, ended: Ended) -> None:
     died = ended.verdict in ("died", "terminated") and not context.told_to_stop(ended)
     if died:
         log.warning("child died", subject=check.subject_id, error=ended.body["message"], output_tail=ended.output_tail)
+    if ended.verdict == "result":
+        summary = checked_summary(check.kind, ended.body)
+        graph = _store_graph(context, workdir) if check.kind == "model" else None
+        with transaction(context.engine) as session:
+            uploads.set_ready(session, check, summary, graph=graph)
+        return
     with transaction(context.engine) as session:
-        if ended.verdict == "result":
-            uploads.set_ready(session, check, checked_summary(check.kind, ended.body))
-        elif ended.verdict == "error":
+        if ended.verdict == "error":
             uploads.set_refused(session, check, error_body(ended.body))
         else:
             uploads.release_check(session, check, died=died)
+
+
+def _store_graph(context: Context, workdir: Path) -> tuple[str, int]:
+    """Store what the child found the model to be made of: its sha256 and size. The bytes come before the record."""
+    with held_outputs(workdir) as files:
+        return context.storage.put_file(checked_graph(files))

@@ -7,11 +7,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from core.events import STAGES
+from core.events import READ_BY_WORKER, STAGES
 from worker.guard import Limits
 
 EventLine = tuple[str, Mapping[str, Any]]  # name, body
-READ_BY_WORKER = ("progress", "checkpoint")
 _OPENING = re.compile(rb"[\[{,]")
 
 

@@ -45,7 +45,7 @@ async def get_report(request: Request, job_id: str, services: Shared, caller: Ca
         return jobs.artifact(session, job_id, REPORTS[chosen])
 
     artifact = await run_in_threadpool(services.read, look)
-    answer = await _send(request, services, artifact, media_type=chosen)
+    answer = await send_stored(request, services, artifact.sha256, artifact.bytes, media_type=chosen)
     answer.headers["Vary"] = "Accept"
     return answer
 
@@ -74,35 +74,38 @@ async def get_artifact(request: Request, job_id: str, name: str, services: Share
         artifact = await run_in_threadpool(services.read, look)
     except NotFound as error:
         raise Refused("not_found", error.message) from None
-    return await _send(request, services, artifact, media_type=artifact.media_type, download=True)
+    return await send_stored(
+        request, services, artifact.sha256, artifact.bytes, media_type=artifact.media_type, filename=artifact.name
+    )
 
 
-async def _send(
-    request: Request, services: Services, artifact: Artifact, *, media_type: str, download: bool = False
+async def send_stored(
+    request: Request, services: Services, sha256: str, size: int, *, media_type: str, filename: str | None = None
 ) -> Response:
-    etag = f'"{artifact.sha256}"'
+    """The answer to a GET or HEAD of an object in the storage; a `filename` is for what is to be saved."""
+    etag = f'"{sha256}"'
     headers = {
         "ETag": etag,
         "Accept-Ranges": "bytes",
         "Cache-Control": "private, no-cache",  # a name may get another content; the tag tells
     }
-    if download:
-        headers["Content-Disposition"] = f"attachment; filename*=utf-8''{quote(artifact.name, safe='')}"
+    if filename is not None:
+        headers["Content-Disposition"] = f"attachment; filename*=utf-8''{quote(filename, safe='')}"
     if _none_match(request.headers.get("if-none-match"), etag):
         return Response(status_code=304, headers=headers)
-    start, end = 0, artifact.bytes
+    start, end = 0, size
     asked = request.headers.get("range")
     partial = None
     if asked is not None and request.headers.get("if-range", etag) == etag:
-        partial = byte_range(asked, artifact.bytes)
+        partial = byte_range(asked, size)
     if partial is not None:
         start, end = partial
-        headers["Content-Range"] = f"bytes {start}-{end - 1}/{artifact.bytes}"
+        headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
     headers["Content-Length"] = str(end - start)
     status = 200 if partial is None else 206
     if request.method == "HEAD":
         return Response(status_code=status, headers=headers, media_type=media_type)
-    chunks = services.artifacts.stream(artifact.sha256, start, end)
+    chunks = services.artifacts.stream(sha256, start, end)
     # the first chunk before the head of the answer: an object that is not there is still an error then
     first = await anext(chunks, b"")
     return StreamingResponse(_chain(first, chunks), status_code=status, headers=headers, media_type=media_type)

@@ -11,19 +11,22 @@ from starlette.concurrency import run_in_threadpool
 
 from api.bodies import validate
 from api.errors import Refused
-from api.openapi import MODEL_UPLOAD
+from api.openapi import GRAPH_ANSWERS, MODEL_UPLOAD
 from api.pages import PageSize, PageToken, cut
+from api.routes.artifacts import send_stored
 from api.schemas import ModelOut, ModelPage
 from api.services import Caller, Services, Shared, Wait
 from api.uploads import Received, receive_upload
 from core.errors import Fault
-from core.job import ARCHITECTURES, ModelOptions
+from core.graph_report import NetworkGraph
+from core.job import ARCHITECTURE, ARCHITECTURES_TOLD, ModelOptions
 from store import uploads
 from store.database import transaction
 from store.records import Model, UploadState
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
-FORMATS = {".onnx": "onnx", ".safetensors": "safetensors"}
+FORMATS = {".onnx": "onnx", ".zip": "onnx", ".pt2": "pt2", ".safetensors": "safetensors"}
+"""A zip holds an ONNX model and the data files beside it; a .pt2 is what `torch.export.save` writes."""
 FIELDS = frozenset({"architecture", "input_shape"})
 Sha256 = Annotated[str | None, Query(pattern="^[0-9a-f]{64}$", description="only those with this content")]
 
@@ -71,13 +74,14 @@ def _options(format: str, fields: Mapping[str, str]) -> tuple[ModelOptions | Non
             faults.append(Fault("/input_shape", f"{text[:60]!r} is no shape", shape))
     options, found = validate(ModelOptions, document)
     faults += found
-    expected = {"architecture": f"one of {', '.join(ARCHITECTURES)}", "input_shape": shape}
+    expected = {"architecture": ARCHITECTURES_TOLD, "input_shape": shape}
     if format == "safetensors":
         faults += [
             Fault(f"/{name}", "a safetensors file holds weights only: this is needed too", expected[name])
             for name in sorted(FIELDS - set(fields))
         ]
-        if options is not None and options.architecture is not None and options.architecture not in ARCHITECTURES:
+        name = None if options is None else options.architecture
+        if name is not None and not re.fullmatch(ARCHITECTURE, name):
             faults.append(Fault("/architecture", "unknown architecture", expected["architecture"]))
     else:
         faults += [
@@ -118,8 +122,41 @@ def list_models(
 
 @router.get("/{model_id}")
 async def get_model(request: Request, model_id: str, services: Shared, caller: Caller, wait: Wait = 0) -> ModelOut:
-    """One model; `?wait=` waits until it has been checked."""
+    """One model; `?wait=` waits until it has been checked. The counts of its graph are in `summary.graph`."""
     return await _checked(request, services, caller.owner, model_id, wait)
+
+
+@router.get("/{model_id}/graph", response_model=NetworkGraph, responses=GRAPH_ANSWERS)
+async def get_model_graph(
+    request: Request, model_id: str, services: Shared, caller: Caller, wait: Wait = 0
+) -> Response:
+    """What a model is made of: its layers, the channel groups that are cut together, residual blocks, branches and
+    plain layers with whether they can be bypassed, and what is frozen by which operator and why.
+
+    409 `input_not_ready` while the model is being checked (`?wait=` waits for that), `input_refused` with the reason
+    where it was refused. `ETag` is the sha256 of the answer; `If-None-Match` is honoured.
+    """
+    model = await services.wait(
+        request,
+        lambda session: uploads.get(session, Model, caller.owner, model_id),
+        lambda found: found.state != "checking",
+        wait,
+    )
+    if model.state == "checking":
+        raise Refused("input_not_ready", f"still being checked: {model_id}; try again soon")
+    if model.state == "refused":
+        raise _refused(model)
+    if model.graph_sha256 is None or model.graph_bytes is None:
+        raise Refused("not_found", "the model was checked before graphs were described: delete it and add it again")
+    return await send_stored(request, services, model.graph_sha256, model.graph_bytes, media_type="application/json")
+
+
+def _refused(model: Model) -> Refused:
+    reason = ModelOut.of(model).refusal
+    if reason is None:
+        return Refused("input_refused", "the model was refused")
+    faults = [Fault(fault.pointer, fault.message, fault.expected) for fault in reason.faults]
+    return Refused("input_refused", f"the model was refused ({reason.code}): {reason.message}", faults=faults)
 
 
 @router.delete("/{model_id}", status_code=204)

@@ -12,14 +12,16 @@ from typing import Any
 import httpx
 import pytest
 from fastapi import FastAPI
+from sqlalchemy import select
 
 from api.app import create_app
 from api.services import Services
 from core.recipe import parse_recipe
 from store import leases, uploads
-from store.database import connect, transaction
+from store.database import connect, reading, transaction
 from store.keys import add_key, new_secret
 from store.migrate import upgrade
+from store.records import Dataset, Model
 from store.settings import Settings
 
 with warnings.catch_warnings():
@@ -58,16 +60,17 @@ class Api:
     # --- what a worker would do --------------------------------------------------------------------------------------
 
     def check(
-        self, subject_id: str, *, summary: dict[str, Any] | None = None, error: dict[str, Any] | None = None
-    ) -> None:
-        """Check an upload: `ready` with a summary, else `refused`."""
+        self, subject_id: str, *, summary: dict[str, Any] | None = None, error: dict[str, Any] | None = None,
+        graph: tuple[str, int] | None = None,
+    ) -> None:  # fmt: skip
+        """Check an upload: `ready` with a summary (and a model's graph), else `refused`."""
         with transaction(self.services.engine) as session:
             check = uploads.claim_check(session, subject_id)
             assert check is not None
             if error is not None:
                 uploads.set_refused(session, check, error)
             else:
-                uploads.set_ready(session, check, summary or {})
+                uploads.set_ready(session, check, summary or {}, graph=graph)
 
     def model(self, content: bytes = b"a model", *, ready: bool = True) -> str:
         answer = self.http.post("/v1/models", params={"filename": "m.onnx"}, content=content)
@@ -166,6 +169,16 @@ def problem(answer: httpx.Response, status: int, code: str) -> dict[str, Any]:
 
 def pointers(document: dict[str, Any]) -> set[str]:
     return {fault["pointer"] for fault in document["faults"]}
+
+
+def nothing_is_left(api: Api) -> bool:
+    """No record, no temporary file, no stored object."""
+    with reading(api.services.engine) as session:
+        rows = [*session.scalars(select(Model)), *session.scalars(select(Dataset))]
+    folder = api.settings.uploads_dir
+    return (
+        not rows and not (folder.exists() and list(folder.iterdir())) and not list(api.services.artifacts.list_hashes())
+    )
 
 
 assert parse_recipe(RECIPE)

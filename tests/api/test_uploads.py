@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import json
 import os
@@ -16,21 +15,11 @@ import pytest
 from sqlalchemy import select
 
 from store.database import reading
-from store.records import Dataset, Model
-from tests.api.conftest import Api, pointers, problem
+from store.records import Model
+from tests.api.conftest import Api, nothing_is_left, pointers, problem
 
 CONTENT = os.urandom(300_000)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
-
-
-def nothing_is_left(api: Api) -> bool:
-    """No record, no temporary file, no stored object."""
-    with reading(api.services.engine) as session:
-        rows = [*session.scalars(select(Model)), *session.scalars(select(Dataset))]
-    folder = api.settings.uploads_dir
-    return (
-        not rows and not (folder.exists() and list(folder.iterdir())) and not list(api.services.artifacts.list_hashes())
-    )
 
 
 def multipart(**fields: str) -> dict[str, Any]:
@@ -59,6 +48,11 @@ def test_a_model_is_stored_by_its_content(api: Api, form: Any) -> None:
     assert api.http.get("/v1/models", params={"sha256": "0" * 64}).json()["items"] == []
 
 
+def test_a_pt2_is_a_format(api: Api) -> None:
+    answer = api.http.post("/v1/models", content=CONTENT, params={"filename": "exported.PT2"})
+    assert (answer.status_code, answer.json()["format"]) == (201, "pt2")
+
+
 @pytest.mark.parametrize("form", [multipart, raw])
 def test_safetensors_with_its_options(api: Api, form: Any) -> None:
     given = form(architecture="resnet20", input_shape="3, 32,32")
@@ -71,13 +65,25 @@ def test_safetensors_with_its_options(api: Api, form: Any) -> None:
     assert answer.json()["options"] == {"architecture": "resnet20", "input_shape": [3, 32, 32]}
 
 
+def test_a_name_of_timms_is_left_to_the_check(api: Api) -> None:
+    given = raw(architecture="timm:mobilenetv3_small_100", input_shape="3,96,96")
+    given["params"]["filename"] = "w.safetensors"
+    answer = api.http.post("/v1/models", **given)
+    assert (answer.status_code, answer.json()["state"]) == (201, "checking")
+    assert answer.json()["options"]["architecture"] == "timm:mobilenetv3_small_100"
+
+
 @pytest.mark.parametrize(
     ("filename", "fields", "wrong"),
     [
         ("w.safetensors", {}, {"/architecture", "/input_shape"}),
         ("w.safetensors", {"architecture": "resnet9000", "input_shape": "3,32"}, {"/architecture", "/input_shape"}),
         ("w.safetensors", {"architecture": "vgg16", "input_shape": "3,0,32"}, {"/input_shape/1"}),
+        ("w.safetensors", {"architecture": "timm:hf-hub:x/y", "input_shape": "3,32,32"}, {"/architecture"}),
+        ("w.safetensors", {"architecture": "timm:resnet18\n", "input_shape": "3,32,32"}, {"/architecture"}),
+        ("w.safetensors", {"architecture": "timm:", "input_shape": "3,32,32"}, {"/architecture"}),
         ("m.onnx", {"architecture": "vgg16"}, {"/architecture"}),
+        ("m.pt2", {"architecture": "vgg16"}, {"/architecture"}),
         ("m.onnx", {"colour": "red", "size": "1"}, {"/colour", "/size"}),
         ("m.onnx", {"colour": "red", "architecture": "bar"}, {"/colour", "/architecture"}),
         ("m.pt", {}, {"/filename"}),
@@ -107,7 +113,7 @@ def test_options_of_a_form_belong_into_the_form(api: Api) -> None:
 
 def test_a_name_that_is_not_taken_says_what_is(api: Api) -> None:
     document = problem(api.http.post("/v1/models", files={"file": ("m.pkl", b"x")}), 422, "request_invalid")
-    assert ".onnx, .safetensors" in document["faults"][0]["expected"]
+    assert ".onnx, .zip, .pt2, .safetensors" in document["faults"][0]["expected"]
     document = problem(api.http.post("/v1/datasets", files={"file": ("m.tar", b"x")}), 422, "request_invalid")
     assert ".zip, .npz" in document["faults"][0]["expected"]
 
@@ -168,104 +174,6 @@ def test_a_json_body_over_the_limit(api: Api) -> None:
     for route in ("/v1/datasets", "/v1/jobs"):
         problem(api.http.post(route, content=body, headers=headers), 413, "body_too_large")
         problem(api.http.post(route, content=iter([body.encode()]), headers=headers), 413, "body_too_large")
-
-
-# --- broken uploads --------------------------------------------------------------------------------------------------
-
-
-class Broken:
-    """The application called as a server calls it, with a body that stops."""
-
-    def __init__(self, api: Api, headers: dict[str, str], query: str = "filename=m.onnx") -> None:
-        self.api = api
-        headers = {"authorization": api.http.headers["authorization"]} | headers
-        self.scope = {
-            "type": "http", "asgi": {"version": "3.0", "spec_version": "2.3"}, "http_version": "1.1", "method": "POST",
-            "scheme": "http", "path": "/v1/models", "raw_path": b"/v1/models", "query_string": query.encode(),
-            "root_path": "", "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 80),
-            "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
-        }  # fmt: skip
-        self.sent: list[Any] = []
-
-    def post(self, *messages: dict[str, Any], hang: bool = False) -> tuple[int, dict[str, Any]]:
-        todo = list(messages)
-
-        async def receive() -> dict[str, Any]:
-            if todo:
-                return todo.pop(0)
-            if hang:
-                await asyncio.sleep(3600)
-            return {"type": "http.disconnect"}
-
-        async def send(message: Any) -> None:
-            self.sent.append(message)
-
-        asyncio.run(self.api.app(self.scope, receive, send))
-        body = b"".join(message.get("body", b"") for message in self.sent)
-        return self.sent[0]["status"], json.loads(body)
-
-
-def more(data: bytes) -> dict[str, Any]:
-    return {"type": "http.request", "body": data, "more_body": True}
-
-
-@pytest.fixture
-def still(api: Api, monkeypatch: pytest.MonkeyPatch) -> Api:
-    monkeypatch.setattr("api.request_log.DRAIN_SECONDS", 0.1)
-    return api
-
-
-def test_a_connection_that_breaks_leaves_nothing(still: Api) -> None:
-    status, document = Broken(still, {"content-length": "1000"}).post(more(b"x" * 500))
-    assert (status, document["code"]) == (400, "upload_incomplete")
-    form = {"content-type": "multipart/form-data; boundary=b"}
-    head = b'--b\r\nContent-Disposition: form-data; name="file"; filename="m.onnx"\r\n\r\n'
-    status, document = Broken(still, form, "").post(more(head + b"x" * 5_000_000 * 0 + b"xyz"))
-    assert (status, document["code"]) == (400, "upload_incomplete")
-    status, document = Broken(still, form, "").post({"type": "http.request", "body": head + b"xyz", "more_body": False})
-    assert (status, document["code"]) == (400, "upload_incomplete"), "the last boundary is missing"
-    assert nothing_is_left(still)
-
-
-def test_an_upload_that_stalls_is_given_up(still: Api) -> None:
-    status, document = Broken(still, {"content-length": "1000"}).post(more(b"x" * 500), hang=True)
-    assert (status, document["code"]) == (408, "upload_timeout")
-    assert nothing_is_left(still)
-
-
-@pytest.mark.parametrize(
-    ("content_type", "body"),
-    [
-        ("multipart/form-data", b"whatever"),
-        ("multipart/form-data; boundary=b", b"no boundary at all"),
-        ("multipart/form-data; boundary=b", b"--b\r\nbad header\r\n\r\nx\r\n--b--\r\n"),
-        ("multipart/form-data; boundary=" + "b" * 300, b"--b--"),
-        ("multipart/form-data; boundary=b",
-         b'--b\r\nContent-Disposition: form-data; name="splits"\r\n\r\n\xff\r\n--b--\r\n'),
-        ("multipart/form-data; boundary=b", b"".join(
-            b'--b\r\nContent-Disposition: form-data; name="f%d"\r\n\r\nx\r\n' % number for number in range(99))),
-        ("multipart/form-data; boundary=b", b"--b\r\n" + b"X-A: b\r\n" * 50 + b"\r\nx\r\n--b--\r\n"),
-        ("multipart/form-data; boundary=b", b"--b\r\nX-A: " + b"y" * 100_000 + b"\r\n\r\nx\r\n--b--\r\n"),
-    ],
-)  # fmt: skip
-def test_forms_that_are_none(api: Api, content_type: str, body: bytes) -> None:
-    answer = api.http.post("/v1/datasets", content=body, headers={"Content-Type": content_type})
-    problem(answer, 400, "multipart_invalid")
-    assert nothing_is_left(api)
-
-
-@pytest.mark.parametrize(
-    "part",
-    [b'Content-Disposition: form-data; name="preprocess"\r\n\r\n' + b"x" * 70_000,
-     b"Content-Disposition: form-data\r\n\r\nx",
-     b'Content-Disposition: form-data; name="format"\r\n\r\nnpz\r\n--b\r\n'
-     b'Content-Disposition: form-data; name="format"\r\n\r\nnpz'],
-)  # fmt: skip
-def test_fields_that_cannot_be(api: Api, part: bytes) -> None:
-    headers = {"Content-Type": "multipart/form-data; boundary=b"}
-    answer = api.http.post("/v1/datasets", content=b"--b\r\n" + part + b"\r\n--b--\r\n", headers=headers)
-    problem(answer, 422, "request_invalid")
-    assert nothing_is_left(api)
 
 
 def test_a_storage_that_is_gone(api: Api) -> None:

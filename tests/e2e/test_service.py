@@ -7,6 +7,7 @@ import io
 import json
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -21,11 +22,14 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import torch
 from onnx import TensorProto, helper
 from PIL import Image
 
 from core.data.datasets import load_dataset
+from core.graph.architectures.small_cnn import SmallCNN
 from core.job import DatasetInput
+from tests.core.graph.exported import saved
 
 ROOT = Path(__file__).parent.parent.parent
 MODEL = ROOT / "examples" / "digits_resnet20.onnx"
@@ -71,9 +75,11 @@ def http(data_dir: Path) -> Iterator[httpx.Client]:
         yield client
 
 
-def _prune(data_dir: Path, folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
-    (folder / "recipe.json").write_text(json.dumps(RECIPE))
-    command = [sys.executable, "-m", "billhook", "prune", str(MODEL), "--data", "builtin:digits",
+def _prune(
+    data_dir: Path, folder: Path, *more: str, model: Path = MODEL, recipe: dict[str, Any] = RECIPE
+) -> subprocess.CompletedProcess[str]:
+    (folder / "recipe.json").write_text(json.dumps(recipe))
+    command = [sys.executable, "-m", "billhook", "prune", str(model), "--data", "builtin:digits",
                "--recipe", str(folder / "recipe.json"), "--output", str(folder / "pruned.onnx"), *more]  # fmt: skip
     environment = os.environ | {"BILLHOOK_DATA_DIR": str(data_dir), "PYTHONPATH": str(ROOT / "client")}
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, cwd=folder)
@@ -114,6 +120,22 @@ def test_prune_by_the_command(data_dir: Path, http: httpx.Client, tmp_path: Path
     assert artifact.headers["etag"].strip('"') == hashlib.sha256(artifact.content).hexdigest()
     assert artifact.content == (tmp_path / "pruned.onnx").read_bytes()
     assert "|" in http.get(f"/v1/jobs/{job_id}/report", headers={"Accept": "text/markdown"}).text
+
+
+def test_what_a_model_is_made_of(data_dir: Path, http: httpx.Client) -> None:
+    answer = http.post("/v1/models", params={"filename": MODEL.name, "wait": "60"}, content=MODEL.read_bytes())
+    model = answer.json()
+    assert model["state"] == "ready", answer.text
+    graph = http.get(f"/v1/models/{model['id']}/graph")
+    assert graph.headers["etag"].strip('"') == hashlib.sha256(graph.content).hexdigest()
+    assert graph.json()["totals"] == model["summary"]["graph"]
+    assert graph.json()["totals"]["residual_blocks"] == 9
+    environment = os.environ | {"BILLHOOK_DATA_DIR": str(data_dir), "PYTHONPATH": str(ROOT / "client")}
+    command = [sys.executable, "-m", "billhook", "models", "show", model["id"]]
+    shown = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert shown.returncode == 0, shown.stderr
+    assert re.search(r"^blocks\.8 +residual +64×2×2 +64×2×2 +73,984 .*identity +blocks\.7 +- +yes", shown.stdout, re.M)
+    assert re.search(r"^output +\S+ +the channels of a model output stay +fc *$", shown.stdout, re.M)
 
 
 def test_events_have_no_gaps_and_tell_everything(http: httpx.Client) -> None:
@@ -174,6 +196,79 @@ def test_an_unknown_operator(http: httpx.Client) -> None:
     assert refusal["code"] == "operator_unknown"
     assert "NonMaxSuppression" in refusal["message"]
     assert "nms_7" in refusal["message"]
+
+
+def _in_two(folder: Path) -> tuple[bytes, bytes]:
+    """The example's network without its larger weights, and those."""
+    (folder / "two").mkdir()
+    onnx.save_model(onnx.load(MODEL), folder / "two" / "net.onnx", save_as_external_data=True, location="net.data")
+    return (folder / "two" / "net.onnx").read_bytes(), (folder / "two" / "net.data").read_bytes()
+
+
+def _zip(**members: bytes) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name.replace("__", "../").replace("_", "."), content)
+    return buffer.getvalue()
+
+
+def test_weights_beside_the_model_in_and_out(data_dir: Path, tmp_path: Path) -> None:
+    graph, weights = _in_two(tmp_path)
+    (tmp_path / "net.zip").write_bytes(_zip(net_onnx=graph, net_data=weights))
+    step = {**RECIPE["steps"][0], "fine_tune": {"epochs": 0}}
+    recipe = {**RECIPE, "steps": [step], "export": {"external_data_bytes": 1024, "opset": 13}}
+    result = _prune(data_dir, tmp_path, "--json", model=tmp_path / "net.zip", recipe=recipe)
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["beside"] == [str(tmp_path / "pruned.onnx.data")]
+    onnx.checker.check_model(str(tmp_path / "pruned.onnx"), full_check=True)
+    assert onnx.load(tmp_path / "pruned.onnx").opset_import[0].version == 13
+    session = onnxruntime.InferenceSession(tmp_path / "pruned.onnx", providers=["CPUExecutionProvider"])
+    assert session.run(None, {session.get_inputs()[0].name: np.zeros((1, 1, 8, 8), np.float32)})[0].shape == (1, 10)
+
+
+@pytest.mark.parametrize(("asked", "opset"), [({}, 20), ({"opset": 13}, 13)], ids=["as it is", "another opset"])
+def test_a_pt2_becomes_onnx(data_dir: Path, tmp_path: Path, asked: dict[str, int], opset: int) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        saved(SmallCNN(in_channels=1).eval(), tmp_path / "net.pt2", torch.randn(2, 1, 8, 8))
+    environment = os.environ | {"BILLHOOK_DATA_DIR": str(data_dir), "PYTHONPATH": str(ROOT / "client")}
+    command = [sys.executable, "-m", "billhook", "models", "add", "net.pt2", "--json"]
+    added = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert added.returncode == 0, added.stderr
+    model = json.loads(added.stdout)
+    assert (model["format"], model["state"], model["summary"]["opset"]) == ("pt2", "ready", 20)
+    step = {**RECIPE["steps"][0], "fine_tune": {"epochs": 0}}
+    recipe = {**RECIPE, "steps": [step], "export": asked, "allow_near_chance": True}  # nothing was trained
+    result = _prune(data_dir, tmp_path, "--json", model=tmp_path / "net.pt2", recipe=recipe)
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["job"]["model"] == model["id"], "the file that the server has is not sent again"
+    pruned = onnx.load(tmp_path / "pruned.onnx")
+    onnx.checker.check_model(pruned, full_check=True)
+    assert pruned.opset_import[0].version == opset
+    assert [(item.name, _shape(item)) for item in pruned.graph.input] == [("x", ["batch", 1, 8, 8])]
+    assert [(item.name, _shape(item)) for item in pruned.graph.output] == [("output", ["batch", 10])]
+    session = onnxruntime.InferenceSession(tmp_path / "pruned.onnx", providers=["CPUExecutionProvider"])
+    assert session.run(None, {"x": np.zeros((3, 1, 8, 8), np.float32)})[0].shape == (3, 10)
+
+
+def test_wrong_zips_and_models_that_ask_for_too_much(http: httpx.Client, tmp_path: Path) -> None:
+    graph, weights = _in_two(tmp_path)
+    outside = onnx.load_model_from_string(graph)
+    tensor = next(tensor for tensor in outside.graph.initializer if tensor.external_data)
+    tensor.external_data[0].value = "../../../etc/passwd"
+    huge = onnx.load(MODEL)
+    huge.graph.initializer[0].dims[:] = [2**20, 2**20]
+    for name, content, code, told in (
+        ("alone.onnx", graph, "model_refused", "keeps its data in another file"),
+        ("missing.zip", _zip(net_onnx=graph), "model_refused", "which is not in the zip"),
+        ("climbing.zip", _zip(net_onnx=graph, net_data=weights, __evil=b"1"), "model_unreadable", "are not taken"),
+        ("outside.zip", _zip(net_onnx=outside.SerializeToString(), net_data=weights), "model_refused", "etc/passwd"),
+        ("unnamed.zip", _zip(net_onnx=graph, net_data=weights, more=b"1"), "model_refused", "'more' is not named"),
+        ("huge.onnx", huge.SerializeToString(), "model_too_large", "1099511627776 elements"),
+    ):
+        refusal = _refusal(http, "models", name, content)
+        assert (refusal["code"], told in refusal["message"]) == (code, True), (name, refusal)
 
 
 def _folder(classes: int, size: int) -> bytes:

@@ -63,6 +63,20 @@ def test_migrations_go_up_and_down_and_match_the_records(fresh: Engine) -> None:
     migrate.check(fresh)
 
 
+def test_models_from_before_their_graphs_were_described_stay(fresh: Engine) -> None:
+    migrate.upgrade(fresh, "0001")
+    with fresh.begin() as connection:
+        connection.execute(text(
+            "INSERT INTO models "
+            "(id, owner, filename, format, options, identity, bytes, state, created_at, check_count) VALUES "
+            "('mdl_1', 'ann', 'm.onnx', 'onnx', '{}', 'x', 7, 'ready', '2026-01-01 00:00:00', 1)"
+        ))  # fmt: skip
+    migrate.upgrade(fresh)
+    with reading(fresh) as session:
+        model = session.get_one(Model, "mdl_1")
+        assert (model.state, model.graph_sha256, model.graph_bytes) == ("ready", None, None)
+
+
 def test_two_servers_that_start_at_once_migrate_once(fresh: Engine) -> None:
     failures: list[BaseException] = []
     lock = threading.Lock()

@@ -98,6 +98,17 @@ def test_a_check_from_claim_to_ready(engine: Engine) -> None:
         assert uploads.claim_check(session, model.id, at(1_000)) is None
 
 
+def test_the_graph_of_a_model_is_recorded(engine: Engine) -> None:
+    model, _ = add(engine)
+    with transaction(engine) as session:
+        check = uploads.claim_check(session, model.id, at(0))
+        assert check is not None
+        uploads.set_ready(session, check, {}, graph=("b" * 64, 5_000_000_000))
+    with reading(engine) as session:
+        found = uploads.get(session, Model, OWNER, model.id)
+        assert (found.graph_sha256, found.graph_bytes) == ("b" * 64, 5_000_000_000)
+
+
 def test_a_refusal_says_why(engine: Engine) -> None:
     model, _ = add(engine)
     error = {"code": "model_unreadable", "message": "not an ONNX file", "faults": []}

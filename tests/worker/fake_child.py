@@ -17,7 +17,7 @@ from typing import Any
 
 from core.errors import Fault, ModelUnreadable
 from core.events import Emit
-from tests.worker.reports import DATASET_SUMMARY, MODEL_SUMMARY, REPORT
+from tests.worker.reports import DATASET_SUMMARY, GRAPH, MODEL_SUMMARY, REPORT
 from worker.child import main
 
 CHECKPOINT = "state/checkpoint.safetensors"
@@ -198,12 +198,18 @@ def run(workdir: Path, emit: Emit) -> Mapping[str, Any]:
 
 
 def inspect(workdir: Path, emit: Emit) -> Mapping[str, Any]:
-    """Refuses a model whose bytes say so; dies, hangs or crashes likewise."""
+    """Refuses a model whose bytes say so; dies, hangs or crashes likewise. A model's graph may be no plain file."""
     inputs = json.loads((workdir / "job.json").read_text())
     content = Path(inputs["path"]).read_text() if inputs["path"] else "fine"
     if content in PLANS:
         return PLANS[content](workdir, emit, {})
     summary = DATASET_SUMMARY if inputs["format"] == "digits" else MODEL_SUMMARY
+    if summary is MODEL_SUMMARY and content != "no graph":
+        left = {"empty graph": "", "odd graph": '{"version": 1, "totals": 3}', "not JSON": "{"}
+        (workdir / "out" / "graph.json").write_text(left.get(content, json.dumps(GRAPH)))
+    if content == "linked graph":
+        (workdir / "out" / "graph.json").unlink()
+        (workdir / "out" / "graph.json").symlink_to("/etc/passwd")
     return summary | {"content": content, **({"sha256": 1} if content == "badly described" else {})}
 
 

@@ -41,13 +41,13 @@ class House:
     def settings(self) -> Settings:
         return self.context.settings
 
-    def model(self, content: str = "weights") -> str:
+    def model(self, content: str | bytes = "weights", format: str = "onnx", **options: Any) -> str:
         path = self.settings.data_dir / "upload"
-        path.write_text(content)
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
         sha256, size = self.context.storage.put_file(path)
         with transaction(self.context.engine) as session:
             model, _ = uploads.create_model(
-                session, owner="me", sha256=sha256, bytes=size, filename="m.onnx", format="onnx", options={}
+                session, owner="me", sha256=sha256, bytes=size, filename=f"m.{format}", format=format, options=options
             )
         return model.id
 

@@ -19,9 +19,15 @@ RESULTS = {
     "ratios": {"macs_ratio": 0.5}, "accuracy": {"original": 0.5, "pruned": 0.5}, "target_met": True,
     "requirements_met": True,
 }  # fmt: skip
+_TOTALS = {
+    "params": 1, "macs": 1, "filters": 1, "layers": 0, "groups": 0, "cuttable_groups": 0, "residual_blocks": 0,
+    "branch_blocks": 0, "plain_layers": 0, "bypassable": 0, "frozen": 0, "free_params": 0, "free_params_share": 0.0,
+    "conv_params": 1, "free_conv_params_share": 0.0,
+}  # fmt: skip
+GRAPH: dict[str, Any] = {"version": 1, "totals": _TOTALS, "layers": [], "groups": [], "blocks": [], "frozen": []}
 MODEL_SUMMARY: dict[str, Any] = {
     "sha256": "0" * 64, "params": 1, "macs": 1, "inputs": [{"name": "x", "shape": ["N", 1, 8, 8]}],
-    "outputs": [{"name": "y", "shape": ["N", 10]}],
+    "outputs": [{"name": "y", "shape": ["N", 10]}], "graph": _TOTALS,
 }  # fmt: skip
 DATASET_SUMMARY: dict[str, Any] = {
     "images": 2, "classes": ["a", "b"], "image_shape": [1, 8, 8],

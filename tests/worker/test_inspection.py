@@ -3,21 +3,35 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
+import pickle
 import signal
 import threading
 import time
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
 
+from core.graph.architectures.small_cnn import SmallCNN
 from store import uploads
 from store.artifacts import ArtifactStore
 from store.columns import now_utc
 from store.database import transaction
 from store.errors import ArtifactMissing, StorageUnavailable
+from store.records import Model
+from store.settings import Settings
 from store.uploads import Check
+from tests.core.graph.exported import saved
 from tests.worker.house import House, wait_for
+from tests.worker.reports import GRAPH
 from tests.worker.test_supervisor import children_of
+from worker import answers
+from worker.context import make_context
 from worker.inspection import check_upload, heart_of
 
 
@@ -28,6 +42,62 @@ def test_a_summary_that_is_none_is_not_stored(house: House) -> None:
     assert (model.state, model.summary) == ("refused", None)
     assert model.refusal is not None
     assert (model.refusal["code"], model.refusal["faults"][0]["pointer"]) == ("output_refused", "/sha256")
+
+
+def test_the_graph_of_a_model_is_stored(house: House) -> None:
+    model_id = house.model("fine")
+    check_upload(house.context, model_id)
+    model = house.upload(model_id)
+    assert isinstance(model, Model)
+    assert model.state == "ready"
+    assert model.graph_sha256 is not None
+    content = house.context.storage.read_bytes(model.graph_sha256)
+    assert (json.loads(content), model.graph_bytes) == (GRAPH, len(content))
+    assert model.summary is not None
+    assert model.summary["graph"] == GRAPH["totals"]
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("no graph", "without a description"),
+        ("empty graph", "without a description"),
+        ("odd graph", "no description of a graph"),
+        ("not JSON", "no description of a graph"),
+        ("linked graph", "not a plain file"),
+    ],
+)
+def test_a_graph_that_is_none_is_not_stored(house: House, content: str, says: str) -> None:
+    model_id = house.model(content)
+    check_upload(house.context, model_id)
+    model = house.upload(model_id)
+    assert isinstance(model, Model)
+    assert (model.state, model.graph_sha256) == ("refused", None)
+    assert model.refusal is not None
+    assert model.refusal["code"] == "output_refused"
+    assert says in model.refusal["message"]
+
+
+def test_a_graph_that_is_too_large_is_not_stored(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answers, "MAX_REPORT_BYTES", 10)
+    model_id = house.model("fine")
+    check_upload(house.context, model_id)
+    model = house.upload(model_id)
+    assert model.refusal is not None
+    assert "larger than 10 bytes" in model.refusal["message"]
+
+
+def test_a_graph_that_cannot_be_stored_just_now(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    def away(*_: object) -> None:
+        raise StorageUnavailable("away")
+
+    model_id = house.model("fine")
+    monkeypatch.setattr(ArtifactStore, "put_file", away)
+    check_upload(house.context, model_id)
+    assert (house.upload(model_id).state, house.upload(model_id).check_count) == ("checking", 0)
+    monkeypatch.undo()
+    check_upload(house.context, model_id)
+    assert house.upload(model_id).state == "ready"
 
 
 @pytest.mark.parametrize(
@@ -93,3 +163,64 @@ def test_a_sigterm_to_all_processes_at_once_is_no_death(house: House, stopping: 
     thread.join(10)
     model = house.upload(model_id)
     assert (model.state, model.check_count) == ("checking", deaths)
+
+
+# --- the real child --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def real(settings: Settings) -> Iterator[House]:
+    """A house whose child imports torch and reads the upload."""
+    roomy = settings.model_copy(update={"memory_limit_bytes": 2**33, "lease_seconds": 60, "heartbeat_seconds": 1})
+    context = make_context(roomy, name="here:1")
+    yield House(context)
+    context.engine.dispose()
+
+
+def exported(module: nn.Module, folder: Path) -> bytes:
+    """The `.pt2` of a network for two grey 8 x 8 images."""
+    saved(module, folder / "m.pt2", torch.randn(2, 1, 8, 8))
+    return (folder / "m.pt2").read_bytes()
+
+
+def test_a_pt2_is_read_in_the_child(real: House, tmp_path: Path) -> None:
+    model_id = real.model(exported(SmallCNN(in_channels=1).eval(), tmp_path), "pt2")
+    check_upload(real.context, model_id)
+    model = real.upload(model_id)
+    assert (model.state, model.refusal) == ("ready", None)
+    assert model.summary is not None
+    assert (model.summary["format"], model.summary["opset"]) == ("pt2", 20)
+    assert model.summary["inputs"][0]["shape"] == ["batch", 1, 8, 8]
+    assert isinstance(model, Model)
+    assert model.graph_sha256 is not None
+
+
+def test_a_pt2_that_is_none_is_refused(real: House, tmp_path: Path) -> None:
+    class Turned(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.cummax(x, 1).values
+
+    content = exported(nn.Sequential(SmallCNN(in_channels=1), Turned()).eval(), tmp_path)
+    for given, code, says in (
+        (content, "operator_unknown", "operator aten.cummax.default at node 'cummax'"),
+        (content[: len(content) // 2], "model_unreadable", "truncated, damaged or no zip archive"),
+        (pickle.dumps({"weights": 1.0}), "model_unreadable", "no zip archive"),
+    ):
+        model_id = real.model(given, "pt2")
+        check_upload(real.context, model_id)
+        model = real.upload(model_id)
+        assert model.state == "refused"
+        assert model.refusal is not None
+        assert (model.refusal["code"], says in model.refusal["message"]) == (code, True), model.refusal
+
+
+def test_a_name_that_timm_does_not_have_is_refused(real: House, tmp_path: Path) -> None:
+    save_file({"fc.weight": torch.zeros(3, 2)}, tmp_path / "weights")
+    content = (tmp_path / "weights").read_bytes()
+    model_id = real.model(content, "safetensors", architecture="timm:resnet_of_nobody", input_shape=[3, 32, 32])
+    check_upload(real.context, model_id)
+    model = real.upload(model_id)
+    assert model.state == "refused"
+    assert model.refusal is not None
+    assert model.refusal["code"] == "model_refused"
+    assert model.refusal["faults"][0]["pointer"] == "/architecture"
