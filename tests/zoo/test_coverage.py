@@ -90,7 +90,7 @@ def test_what_is_there_is_not_run_again_unless_asked(monkeypatch: pytest.MonkeyP
     assert started(tmp_path, monkeypatch) == (0, [])
     assert started(tmp_path, monkeypatch, "--redo", "light/c*") == (0, ["c"])
     assert started(tmp_path, monkeypatch, "--failed") == (0, ["b"])
-    monkeypatch.setattr(coverage, "code_version", lambda: "another")
+    monkeypatch.setattr(coverage, "code_version", lambda kind: "another")
     assert started(tmp_path, monkeypatch, "--stale", "--only", "light/[ab]*") == (0, ["a", "b"])
     assert started(tmp_path, monkeypatch, "--list") == (0, [])
     stored = [json.loads(line) for line in (tmp_path / "coverage.jsonl").read_text().splitlines()]
