@@ -35,7 +35,7 @@ POLL_S = 0.2
 
 
 def code_version(kind: str) -> str:
-    """Changes with anything in core/graph that a file of this kind may pass through: what reads `.pt2` reads no ONNX."""
+    """Changes with anything in core/graph that a file of this kind may pass: the readers of `.pt2` read no ONNX."""
     digest = hashlib.sha256()
     for path in sorted((ROOT / "core" / "graph").rglob("*.py")):
         if kind == "pt2" or not path.name.startswith(("aten", "pt2_")):
@@ -184,7 +184,9 @@ def main() -> int:
     def wanted(name: str) -> bool:
         if name not in results or like(name, given.redo):
             return True
-        return (given.failed and not passed(results[name])) or (given.stale and results[name].get("code") != versions[name])
+        return (given.failed and not passed(results[name])) or (
+            given.stale and results[name].get("code") != versions[name]
+        )
 
     chosen = [row for row in every if given.only is None or like(row.name, given.only)]
     if given.list:
