@@ -10,7 +10,9 @@ import torch
 
 from core.graph.aten_parts import part
 from core.graph.pt2_lowering import Lowering
-from core.graph.pt2_values import Call, Rows, Turned
+from core.graph.pt2_turned import seen, settled
+from core.graph.pt2_values import Call
+from core.graph.turned import Turned
 
 aten = torch.ops.aten
 Lower = Callable[[Lowering, Call], Any]
@@ -244,19 +246,11 @@ def softmax(target: Any) -> Lower:
         dim = low.dim(call, low.integer(call, "dim"), len(low.shape(value)))
         if call.args.get("dtype") not in (None, torch.float32):
             raise low.unknown(call, f"numbers of type {str(call['dtype']).removeprefix('torch.')}")
-        inner = (
-            value.order[dim]
-            if isinstance(value, Turned)
-            else dim - 1 + value.folded
-            if isinstance(value, Rows) and dim
-            else dim
-        )
+        value = seen(value if isinstance(value, Turned) else low.activation(call, "self"))
+        inner = value.dim(dim)
         if inner == 0:
             raise low.unknown(call, "a softmax over the batch")
-        if isinstance(value, Turned):
-            return Turned(low.call(target, value.node, inner), value.order)
-        node, folded = low.rows(call, "self")
-        return low.folded_rows(low.call(target, node, inner), folded)
+        return settled(low, Turned(low.call(target, value.node, inner), value.order))
 
     return lower
 

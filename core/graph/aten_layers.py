@@ -11,6 +11,7 @@ from torch import fx, nn
 from core.graph.operators import FORMS
 from core.graph.pt2_lowering import Lowering
 from core.graph.pt2_values import Activation, Call, Constant
+from core.graph.turned import Layout, Turned
 
 aten = torch.ops.aten
 
@@ -104,13 +105,15 @@ def convolution(low: Lowering, call: Call) -> fx.Node:
 
 
 def by_matrix(
-    low: Lowering, call: Call, x: tuple[fx.Node, int], weight: Constant, bias: Constant | None, turned: bool
+    low: Lowering, call: Call, x: tuple[fx.Node, Layout], weight: Constant, bias: Constant | None, turned: bool
 ) -> Activation:
     """`weight` is (out, in); (in, out) where it is `turned`."""
-    node, folded = x
+    node, layout = x
     matrix = weight.value.T if turned else weight.value
     if matrix.dim() != 2 or len(node.meta["shape"]) < 2:
         raise low.unknown(call, f"a weight of rank {matrix.dim()} on an input of rank {len(node.meta['shape'])}")
+    if len(node.meta["shape"]) < 2 + layout.before + layout.left + layout.right:
+        raise low.unknown(call, "a product along the batch, which mixes the examples")
     if matrix.shape[1] != node.meta["shape"][-1]:
         raise low.refused(call, f"a weight for {matrix.shape[1]} inputs meets {node.meta['shape'][-1]}")
     vector = None if bias is None else bias.value.reshape(-1)
@@ -126,12 +129,12 @@ def by_matrix(
         return layer
 
     # a weight that is transposed for `addmm` is the same weight as in `linear`
-    return low.folded_rows(low.layer(call, f"linear{turned}", weight, (key_of(bias),), make, node), folded)
+    return low.placed(low.layer(call, f"linear{turned}", weight, (key_of(bias),), make, node), layout)
 
 
 def linear(low: Lowering, call: Call) -> Activation:
     weight, bias = low.weight(call, "weight"), low.weight_or_none(call, "bias")
-    return by_matrix(low, call, low.rows(call, "input"), weight, bias, turned=False)
+    return by_matrix(low, call, low.lifted(call, "input"), weight, bias, turned=False)
 
 
 def addmm(low: Lowering, call: Call) -> Activation:
@@ -139,7 +142,7 @@ def addmm(low: Lowering, call: Call) -> Activation:
     if call["beta"] != 1 or call["alpha"] != 1:
         raise low.unknown(call, f"alpha {call['alpha']} and beta {call['beta']}")
     weight, bias = low.weight(call, "mat2"), low.weight(call, "self")
-    return by_matrix(low, call, low.rows(call, "mat1"), weight, bias, turned=True)
+    return by_matrix(low, call, low.lifted(call, "mat1"), weight, bias, turned=True)
 
 
 # --- PReLU, Dropout ---------------------------------------------------------------------------------------------------
@@ -179,10 +182,10 @@ def dropout(low: Lowering, call: Call) -> Any:
     kind: type[nn.Module] = nn.Dropout
     if call.operator == "feature_dropout.default":
         kind = {3: nn.Dropout1d, 4: nn.Dropout2d, 5: nn.Dropout3d}.get(len(low.shape(value)), nn.Module)
-    if kind not in FORMS:
+    if kind not in FORMS or (kind is not nn.Dropout and isinstance(value, Turned)):
         return value
-    node, folded = low.rows(call, "input")
-    return low.folded_rows(low.layer(call, "dropout", None, (), lambda: kind(share), node), folded)
+    node, layout = low.lifted(call, "input")
+    return low.placed(low.layer(call, "dropout", None, (), lambda: kind(share), node), layout)
 
 
 _CONVOLUTION_CALLS = (

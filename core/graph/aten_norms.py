@@ -98,11 +98,12 @@ def group_norm(low: Lowering, call: Call) -> fx.Node:
 
 def layer_norm(low: Lowering, call: Call) -> Activation:
     """Over the last dimensions; not over the batch."""
-    node, folded = low.rows(call, "input")
+    node, layout = low.lifted(call, "input")
     sizes = low.integers(call, "normalized_shape")
     weight, bias = low.weight_or_none(call, "weight"), low.weight_or_none(call, "bias")
     shape = list(node.meta["shape"])
-    if not sizes or len(sizes) > len(shape) - folded or shape[-len(sizes) :] != sizes:
+    behind = len(shape) - 1 - layout.before - layout.left - layout.right
+    if not sizes or len(sizes) > behind or shape[-len(sizes) :] != sizes:
         raise low.unknown(call, f"a normalisation over {sizes} of an input of shape {shape[1:]} per example")
     if weight is None and bias is not None:
         raise low.unknown(call, "a bias without a weight")
@@ -117,7 +118,7 @@ def layer_norm(low: Lowering, call: Call) -> Activation:
         return layer
 
     shared = (key_of(bias), tuple(sizes), float(call["eps"]))
-    return low.folded_rows(low.layer(call, "layer_norm", weight, shared, make, node), folded)
+    return low.placed(low.layer(call, "layer_norm", weight, shared, make, node), layout)
 
 
 def legit_norm(low: Lowering, call: Call) -> Any:
@@ -148,18 +149,18 @@ def _once(low: Lowering, call: Call, key: str, channels: int) -> Constant | None
 
 def rms_norm(low: Lowering, call: Call) -> Any:
     """x / sqrt(mean of squares + eps) * weight, over the last dimensions."""
-    x = low.activation(call, "input")
+    x, layout = low.lifted(call, "input")
     rank, count = len(x.meta["shape"]), len(call["normalized_shape"])
-    if count >= rank:
+    if count >= rank - layout.before - layout.left - layout.right:
         raise low.unknown(call, "a normalisation over the batch")
     eps = float(call["eps"]) if call["eps"] is not None else torch.finfo(torch.float32).eps
     squares = low.call(aten.mul.Tensor, x, x)
     mean = low.call(aten.mean.dim, squares, list(range(rank - count, rank)), True)
     root = low.call(aten.sqrt.default, low.call(aten.add.Tensor, mean, eps))
-    normed = low.call(aten.div.Tensor, x, root)
-    return (
-        normed if call["weight"] is None else low.pointwise(call, aten.mul.Tensor, normed, low.weight(call, "weight"))
-    )
+    normed: Any = low.call(aten.div.Tensor, x, root)
+    if call["weight"] is not None:
+        normed = low.pointwise(call, aten.mul.Tensor, normed, low.weight(call, "weight"))
+    return low.placed(normed, layout)
 
 
 LOWERINGS: Mapping[str, Callable[[Lowering, Call], Any]] = {

@@ -13,7 +13,9 @@ from core.graph.aten_shape import reshaped, text
 from core.graph.operators.fitting import pad_like
 from core.graph.pt2_lowering import Lowering
 from core.graph.pt2_sizes import Size, product, quotient
-from core.graph.pt2_values import Call, Constant, Filled, Rows, Turned
+from core.graph.pt2_turned import seen, settled
+from core.graph.pt2_values import Call, Constant, Filled
+from core.graph.turned import Turned
 
 aten = torch.ops.aten
 REFLECTIONS = {1: aten.reflection_pad1d.default, 2: aten.reflection_pad2d.default, 3: aten.reflection_pad3d.default}
@@ -122,16 +124,19 @@ def channel_shuffle(low: Lowering, call: Call) -> Any:
 
 
 def _picked(low: Lowering, call: Call, value: Any, dim: int, index: Constant) -> Any:
-    if not isinstance(value, fx.Node) or dim == 0 or index.value.dim() != 1 or index.value.dtype != torch.int64:
+    is_vector = index.value.dim() == 1 and index.value.dtype == torch.int64
+    if not isinstance(value, fx.Node | Turned) or not is_vector or seen(value).dim(dim) == 0:
         raise low.unknown(call, "an index along the batch, or one that is not a vector of whole numbers")
-    size = int(value.meta["shape"][dim])
+    lying = seen(value)
+    size = low.fixed(call, low.shape(value)[dim], "size")
     if not index.value.numel() or int(index.value.min()) < -size or int(index.value.max()) >= size:
         raise low.refused(call, f"an index past the {size} elements of dimension {dim}")
     places = (index.value % size).tolist()
     if places == list(range(places[0], places[0] + len(places))):
         return part(low, call, value, dim, (places[0], places[-1] + 1))
     node = low.add_constant(f"constants.{call.name}", torch.tensor(places, dtype=torch.int64))
-    return low.call(aten.index_select.default, value, dim, node)
+    made = low.call(aten.index_select.default, lying.node, lying.dim(dim), node)
+    return settled(low, Turned(made, lying.order))
 
 
 def index_select(low: Lowering, call: Call) -> Any:
@@ -167,7 +172,7 @@ def same(low: Lowering, call: Call) -> Any:
         dtype = call["other"].value.dtype
     names = {"float": torch.float32, "double": torch.float64, "half": torch.float16}
     dtype = names.get(call.operator.partition(".")[0], dtype)
-    if isinstance(value, fx.Node | Rows | Turned):
+    if isinstance(value, fx.Node | Turned):
         node = value if isinstance(value, fx.Node) else value.node
         is_bool = low.is_bool(node)
         if dtype == torch.float32 and is_bool:

@@ -17,7 +17,9 @@ from core.graph.operators.fitting import pad_like
 from core.graph.operators.shape import expand_like
 from core.graph.pt2_lowering import Lowering
 from core.graph.pt2_sizes import Size, decided, product
-from core.graph.pt2_values import Call, Constant, Filled, Rows, Spread, Turned
+from core.graph.pt2_turned import aligned, beside, seen, settled
+from core.graph.pt2_values import Call, Constant, Filled, Spread
+from core.graph.turned import Turned
 
 aten = torch.ops.aten
 
@@ -45,11 +47,8 @@ def part(low: Lowering, call: Call, value: Any, dim: int, bounds: tuple[Any, Any
         index: list[Any] = [slice(None)] * dim + [slice(start, end, step)]
         key = low.key("slice", value.key, dim, start, end, step)
         return Constant(value.value[tuple(index)], key, value.parameter, value.trained)
-    node, inner = value, dim
-    if isinstance(value, Rows):
-        node, inner = value.node, dim - 1 + value.folded if dim else 0
-    elif isinstance(value, Turned):
-        node, inner = value.node, value.order[dim]
+    value = seen(value)
+    node, inner = value.node, value.dim(dim)
     if inner == 0:
         raise low.unknown(call, "a part of the batch")
     if isinstance(start, Size) or isinstance(end, Size):
@@ -58,9 +57,7 @@ def part(low: Lowering, call: Call, value: Any, dim: int, bounds: tuple[Any, Any
         if end is not None and 0 <= end <= start:
             raise low.unknown(call, "a part of no elements")
         made = low.call(aten.slice.Tensor, node, inner, start, 2**63 - 1 if end is None or end == size else end, step)
-    if isinstance(value, Rows):
-        return Rows(made, value.folded)
-    return Turned(made, value.order) if isinstance(value, Turned) else made
+    return settled(low, Turned(made, value.order))
 
 
 def _whole(low: Lowering, call: Call, bound: Any) -> int | None:
@@ -204,8 +201,12 @@ def joined(low: Lowering, call: Call, values: list[Any], dim: int) -> Any:
     values = [item for item in values if low.shape(item) != [0]]
     whole = [item for item in values if not isinstance(item, Filled)]
     if len(whole) != len(values):
-        if len(whole) != 1 or not isinstance(whole[0], fx.Node) or dim == 0:
+        if len(whole) != 1 or not isinstance(whole[0], fx.Node | Turned):
             raise low.unknown(call, "several activations and a constant")
+        lying = [seen(whole[0])]
+        inner = lying[0].dim(dim)
+        if inner == 0:
+            raise low.unknown(call, "a concatenation along the batch")
         place = values.index(whole[0])
         numbers = {item.number for item in values if isinstance(item, Filled)}
         if len(numbers) != 1:
@@ -214,23 +215,24 @@ def joined(low: Lowering, call: Call, values: list[Any], dim: int) -> Any:
             sum(low.fixed(call, item.sizes[dim], "size") for item in group)
             for group in (values[:place], values[place + 1 :])
         )
-        amounts = [0, 0] * (len(low.shape(whole[0])) - 1 - dim) + [before, after]
-        return low.call(aten.constant_pad_nd.default, whole[0], amounts, numbers.pop())
+        amounts = [0, 0] * (len(low.shape(lying[0].node)) - 1 - inner) + [before, after]
+        made = low.call(aten.constant_pad_nd.default, lying[0].node, amounts, numbers.pop())
+        return settled(low, Turned(made, lying[0].order))
     if len(values) == 1:
         return values[0]
-    if all(isinstance(item, fx.Node) for item in values):
-        if dim == 0:
-            raise low.unknown(call, "a concatenation along the batch")
-        return low.call(aten.cat.default, values, dim)
-    kinds = {(type(item), getattr(item, "folded", None), getattr(item, "order", None)) for item in values}
-    if len(kinds) != 1 or not isinstance(values[0], Rows | Turned):
-        raise low.unknown(call, "a constant beside activations, or operands whose batch lies in different places")
-    first = values[0]
-    inner = first.order[dim] if isinstance(first, Turned) else dim - 1 + first.folded if dim else 0
+    activations = [item for item in values if isinstance(item, fx.Node | Turned)]
+    if not activations or not all(isinstance(item, fx.Node | Turned | Constant | Spread) for item in values):
+        raise low.unknown(call, "no activation among what it joins")
+    lying = aligned(low, call, activations, in_order=len(activations) < len(values))
+    inner = lying[0].dim(dim)
     if inner == 0:
         raise low.unknown(call, "a concatenation along the batch")
-    node = low.call(aten.cat.default, [item.node for item in values], inner)
-    return Turned(node, first.order) if isinstance(first, Turned) else Rows(node, first.folded)
+    first, rest = lying[0], iter(lying)
+    nodes = [
+        beside(low, call, item, first, dim) if isinstance(item, Constant | Spread) else next(rest).node
+        for item in values
+    ]
+    return settled(low, Turned(low.call(aten.cat.default, nodes, inner), first.order))
 
 
 def cat(low: Lowering, call: Call) -> Any:
@@ -281,10 +283,9 @@ def expand(low: Lowering, call: Call) -> Any:
         if value.value.numel() == 1 and not value.trained:
             return Filled(float(value.value.reshape(())), tuple(sizes))
         own = list(value.value.shape)
-        if len(own) < len(sizes) and sizes[0] == low.batch and sizes[len(sizes) - len(own) :] == own:
+        in_front = len(own) < len(sizes) and sizes[0] == low.batch and sizes[len(sizes) - len(own) :] == own
+        if in_front or any(isinstance(size, Size) for size in sizes):
             return Spread(value, tuple(sizes))
-        if any(isinstance(size, Size) for size in sizes[1:]):
-            raise low.unknown(call, "a constant spread over a dynamic dimension of an input")
         fixed = [1 if sizes[0] == low.batch and shape[0] == 1 else sizes[0], *sizes[1:]]
         low.charge(product(fixed), call)
         expanded = value.value.expand(fixed)

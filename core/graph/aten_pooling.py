@@ -9,12 +9,14 @@ from typing import Any
 import torch
 from torch import fx
 
-from core.graph.aten_shape import text, turned_by
+from core.graph.aten_shape import text
 from core.graph.operators.pooling import AVERAGE_POOLS, MAX_POOLS
 from core.graph.operators.resize import resize_like
 from core.graph.pt2_lowering import Lowering
 from core.graph.pt2_sizes import Size, quotient
-from core.graph.pt2_values import Call, Turned
+from core.graph.pt2_turned import seen, settled
+from core.graph.pt2_values import Call
+from core.graph.turned import Turned
 
 aten = torch.ops.aten
 Lower = Callable[[Lowering, Call], Any]
@@ -143,28 +145,15 @@ def _dims(low: Lowering, call: Call, value: Any) -> tuple[fx.Node, list[int], Ca
     given = call.args.get("dim")
     listed = list(range(rank)) if given is None or given == [] else given if isinstance(given, list) else [given]
     dims = sorted({low.dim(call, low.fixed(call, dim, "dim"), rank) for dim in listed})
-    if isinstance(value, Turned):
-        inner = [value.order[dim] for dim in dims]
-
-        def turned(node: fx.Node, keep: bool) -> Any:
-            if keep:
-                return Turned(node, value.order)
-            kept = sorted(set(value.order) - set(inner))
-            return turned_by(low, node, [kept.index(dim) for dim in value.order if dim in kept])
-
-        node = value.node
-        wrap: Callable[[fx.Node, bool], Any] = turned
-    else:
-        node, folded = low.rows(call, "self")
-        inner = [dim - 1 + folded if dim else 0 for dim in dims]
-
-        def straight(made: fx.Node, keep: bool) -> Any:
-            return low.folded_rows(made, folded)
-
-        wrap = straight
+    lying = seen(value if isinstance(value, Turned) else low.activation(call, "self"))
+    inner = sorted(lying.dim(dim) for dim in dims)
     if 0 in inner:
         raise low.unknown(call, "a reduction over the batch")
-    return node, sorted(inner), wrap
+
+    def wrap(node: fx.Node, keep: bool) -> Any:
+        return settled(low, Turned(node, lying.order if keep else lying.without(set(dims))))
+
+    return lying.node, inner, wrap
 
 
 def reduction(target: Any) -> Lower:

@@ -12,10 +12,11 @@ import torch
 from torch import fx
 
 from core.graph.aten_layers import by_matrix
-from core.graph.aten_shape import permuted
 from core.graph.operators.einsum import Operand, einsum
 from core.graph.pt2_lowering import Lowering
+from core.graph.pt2_turned import aligned, permuted, seen
 from core.graph.pt2_values import Activation, Call, Constant, Filled, Spread
+from core.graph.turned import Layout, Turned, laid_out
 
 aten = torch.ops.aten
 
@@ -28,27 +29,53 @@ def matmul(low: Lowering, call: Call) -> Activation:
     key = "mat2" if "mat2" in call.args else "other"
     other = call[key]
     if isinstance(other, Spread):
+        if list(other.constant.value.shape[-2:]) != list(other.sizes[-2:]):
+            raise low.unknown(call, "a matrix whose rows or columns are one, repeated")
         other = other.constant
+    if isinstance(other, Constant):
+        other = _one_matrix(low, other)
     if isinstance(other, Constant) and other.value.dim() == 2:
         args = {**call.args, key: other}
         weight = low.weight(replace(call, args=args), key)
-        return by_matrix(low, call, low.rows(call, "self"), weight, None, turned=True)
-    (a, folded), (b, other_folded) = low.rows(call, "self"), low.rows(call, key)
-    if call.operator != "matmul.default" and (folded != other_folded or isinstance(other, Constant)):
-        raise low.unknown(call, "a product along the batch")
-    if call.operator == "matmul.default" and folded == other_folded == 1:
-        ranks = len(a.meta["shape"]), len(b.meta["shape"])
-        if ranks[0] != ranks[1] and not isinstance(other, Constant) and not isinstance(call["self"], Constant):
-            raise low.unknown(call, f"a product of ranks {ranks[0]} and {ranks[1]}")
-    return low.folded_rows(low.call(aten.matmul.default, a, b), folded)
+        return by_matrix(low, call, low.lifted(call, "self"), weight, None, turned=True)
+    (a, b), layout = _matrices(low, call, "self", key)
+    return low.placed(low.call(aten.matmul.default, a, b), layout)
+
+
+def _one_matrix(low: Lowering, constant: Constant) -> Constant:
+    """The matrix that a stack repeats (a linear layer decomposes to a product with one); else the stack as it is."""
+    tensor = constant.value
+    stack = tensor.dim() - 2
+    if stack < 1 or any(tensor.shape[dim] != 1 and tensor.stride(dim) != 0 for dim in range(stack)):
+        return constant
+    return Constant(tensor[(0,) * stack], low.key("one of", constant.key), constant.parameter, constant.trained)
+
+
+def _matrices(low: Lowering, call: Call, *keys: str) -> tuple[list[fx.Node], Layout]:
+    """The arguments as nodes with the batch in front, and where it lies. Their last two dimensions are those of
+    matrices, in front of them they are of the same dimensions; a constant is the same for all examples.
+
+    Raises `OperatorUnknown` for a product along the batch.
+    """
+    given = {key: call[key] for key in keys}
+    kept = {key: value for key, value in given.items() if not isinstance(value, Constant)}
+    values = [value if isinstance(value, Turned) else seen(low.activation(call, key)) for key, value in kept.items()]
+    matrices = 2 if len(kept) == len(keys) else 1
+    if any(value.batch >= len(value.order) - matrices for value in values):
+        raise low.unknown(call, "a product along the batch, which mixes the examples")
+    if len({len(value.order) for value in values}) > 1:
+        raise low.unknown(call, "a product of unlike ranks")
+    lying = dict(zip(kept, aligned(low, call, values, in_order=True), strict=True))
+    layout = laid_out(next(iter(lying.values())))[1]
+    if layout != Layout() and any(value.value.dim() > 2 for value in given.values() if isinstance(value, Constant)):
+        raise low.unknown(call, "a stack of constant matrices, one for each of the batch")
+    return [lying[key].node if key in lying else low.activation(call, key) for key in keys], layout
 
 
 def baddbmm(low: Lowering, call: Call) -> Activation:
     """beta c + alpha a b, row by row of the batch."""
-    (a, folded), (b, other_folded) = low.rows(call, "batch1"), low.rows(call, "batch2")
-    if folded != other_folded:
-        raise low.unknown(call, "a product along the batch")
-    result: Any = low.folded_rows(low.call(aten.matmul.default, a, b), folded)
+    (a, b), layout = _matrices(low, call, "batch1", "batch2")
+    result: Any = low.placed(low.call(aten.matmul.default, a, b), layout)
     if call["alpha"] != 1:
         result = low.pointwise(call, aten.mul.Tensor, result, float(call["alpha"]))
     if call["beta"] == 0:
@@ -75,7 +102,7 @@ def einsum_(low: Lowering, call: Call) -> Activation:
     def layer(matrix: npt.NDArray[Any], x: fx.Node, index: int, shared: tuple[Any, ...]) -> fx.Node:
         made, of = torch.from_numpy(matrix.copy()), constants[index]
         weight = Constant(made, low.key("einsum", of.key, index, *shared), of.parameter, of.trained)
-        result = by_matrix(low, call, (x, 1), weight, None, turned=False)
+        result = by_matrix(low, call, (x, Layout()), weight, None, turned=False)
         assert isinstance(result, fx.Node), "nothing was folded"
         return result
 
@@ -90,23 +117,21 @@ UNSEEN = torch.finfo(torch.float32).min
 
 def attention(low: Lowering, call: Call) -> Any:
     """softmax(scale q k' + mask) v, over (..., tokens, features)."""
-    query, key, value = (low.rows(call, name) for name in ("query", "key", "value"))
+    (query, key, value), layout = _matrices(low, call, "query", "key", "value")
     if call["dropout_p"] or call.args.get("enable_gqa"):
         raise low.unknown(call, "dropout or grouped queries")
-    if len({query[1], key[1], value[1]}) != 1:
-        raise low.unknown(call, "operands whose batch lies in different places")
-    rank = len(query[0].meta["shape"])
-    scale = call["scale"] if call["scale"] is not None else 1 / math.sqrt(query[0].meta["shape"][-1])
+    rank = len(query.meta["shape"])
+    scale = call["scale"] if call["scale"] is not None else 1 / math.sqrt(query.meta["shape"][-1])
     order = [*range(rank - 2), rank - 1, rank - 2]
-    scores: Any = low.call(aten.matmul.default, query[0], permuted(low, key[0], order))
+    scores: Any = low.call(aten.matmul.default, query, permuted(low, key, order))
     if scale != 1:
         scores = low.pointwise(call, aten.mul.Tensor, scores, float(scale))
-    scores = _masked(low, call, scores, query[1])
+    scores = _masked(low, call, scores, layout)
     shares = low.call(aten.softmax.int, scores, rank - 1)
-    return low.folded_rows(low.call(aten.matmul.default, shares, value[0]), query[1])
+    return low.placed(low.call(aten.matmul.default, shares, value), layout)
 
 
-def _masked(low: Lowering, call: Call, scores: fx.Node, folded: int) -> Any:
+def _masked(low: Lowering, call: Call, scores: fx.Node, layout: Layout) -> Any:
     """`scores` with the mask added; of a mask of truth values, what is false is not seen. A causal one is that: query i
     sees the keys up to i."""
     mask = call.args.get("attn_mask")
@@ -118,10 +143,12 @@ def _masked(low: Lowering, call: Call, scores: fx.Node, folded: int) -> Any:
         mask = Constant(torch.ones(sizes, dtype=torch.bool).tril(), low.key("causal", *sizes))
     if mask is None:
         return scores
+    if isinstance(mask, Spread):
+        mask = mask.constant
     if isinstance(mask, Filled):
         raise low.unknown(call, "a mask of one number throughout")
-    if folded > 1 and len(low.shape(mask)) > 2:
-        raise low.unknown(call, "a mask of its own for examples whose batch is folded into other dimensions")
+    if layout != Layout() and len(low.shape(mask)) > 2:
+        raise low.unknown(call, "a mask of its own for examples whose batch is not in front")
     if isinstance(mask, Constant) and mask.value.dtype == torch.bool:
         if not bool(mask.value.any(-1).all()):
             raise low.unknown(call, "a mask that hides every key from a query")

@@ -1,6 +1,6 @@
 """From ATen calls that move numbers without changing them to canonical forms: views and permutations.
 
-Everything here keeps the batch in front, or carries it elsewhere as `Rows` or `Turned` until it is back.
+Everything here keeps the batch in front, or carries it elsewhere as `Turned` until it is back.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ from torch import fx
 
 from core.graph.operators.reshape import unflatten_like
 from core.graph.pt2_lowering import Lowering
-from core.graph.pt2_sizes import Size, decided, product, quotient, values_of
-from core.graph.pt2_values import Activation, Call, Constant, Filled, Merged, Rows, Spread, Turned
+from core.graph.pt2_sizes import Size, product, quotient, values_of
+from core.graph.pt2_turned import around, placed, seen, settled
+from core.graph.pt2_values import Call, Constant, Filled, Merged, Spread
+from core.graph.turned import Place, Turned
 
 aten = torch.ops.aten
 MOVED = "which moves the batch"
@@ -40,30 +42,25 @@ def reshaped(low: Lowering, call: Call, value: Any, wanted: Sequence[Any]) -> An
         return Filled(value.number, tuple(sizes))
     if isinstance(value, Spread):
         own = list(value.constant.value.shape)
-        if len(sizes) <= len(own) or sizes[len(sizes) - len(own) :] != own:
+        if any(len(given) <= len(own) or given[len(given) - len(own) :] != own for given in (shape, sizes)):
             raise low.unknown(call, f"a view of {text(shape)} as {text(sizes)}, {MOVED}")
         return Spread(value.constant, tuple(sizes))
-    if isinstance(value, Turned | Merged):
-        if sizes == shape:
-            return value
-        if isinstance(value, Merged) and sizes == low.shape(value.node):
+    if sizes == shape:
+        return value
+    if isinstance(value, Merged):
+        if sizes == low.shape(value.node):
             return value.node
         raise low.unknown(call, f"a view of {text(shape)} as {text(sizes)}, {MOVED}")
-    node = value.node if isinstance(value, Rows) else value
-    if not sizes:
-        raise low.unknown(call, f"a view of {text(shape)} as one number, {MOVED}")
-    if sizes[0] == low.batch:
-        return _view(low, call, node, sizes[1:])
-    if isinstance(value, fx.Node) and len(shape) > 2 and sizes == [1, shape[0] * shape[1], *shape[2:]]:
-        return Merged(value)
-    lead = quotient(sizes[0], low.batch)
-    if lead is None or not decided(lambda: lead >= 1):
+    if isinstance(value, fx.Node):
+        if sizes and sizes[0] == low.batch:
+            return _view(low, call, value, sizes[1:])
+        if len(shape) > 2 and sizes == [1, shape[0] * shape[1], *shape[2:]]:
+            return Merged(value)
+    found = around(low, seen(value), sizes)
+    if found is None:
         raise low.unknown(call, f"a view of {text(shape)} as {text(sizes)}, {MOVED}")
-    straight = low.shape(node)
-    for folded in range(2, len(straight) + 1):
-        if product(straight[1:folded]) == lead:
-            return Rows(_view(low, call, node, [*straight[1:folded], *sizes[1:]]), folded)
-    return Rows(_view(low, call, node, [lead, *sizes[1:]]), 2)
+    node, behind, layout = found
+    return placed(low, _view(low, call, node, behind), layout)
 
 
 def _view(low: Lowering, call: Call, node: fx.Node, sizes: list[Any]) -> fx.Node:
@@ -187,21 +184,6 @@ def as_strided(low: Lowering, call: Call) -> Any:
 # --- permutations ----------------------------------------------------------------------------------------------------
 
 
-def permuted(low: Lowering, node: fx.Node, order: Sequence[int]) -> fx.Node:
-    """`node` with its dimensions in another order, the batch in front."""
-    return node if list(order) == sorted(order) else low.call(aten.permute.default, node, list(order))
-
-
-def turned_by(low: Lowering, value: Any, order: Sequence[int]) -> Activation:
-    """`value` with its dimensions in another order, wherever that puts the batch."""
-    if isinstance(value, Rows):
-        inner = [dim - 1 + value.folded for dim in order[1:]]
-        return Rows(permuted(low, value.node, [*range(value.folded), *inner]), value.folded)
-    if isinstance(value, Turned):
-        value, order = value.node, [value.order[dim] for dim in order]
-    return permuted(low, value, order) if order[0] == 0 else Turned(value, tuple(order))
-
-
 def _order(low: Lowering, call: Call, rank: int) -> list[int]:
     dims = list(range(rank))
     name = call.operator.partition(".")[0]
@@ -234,9 +216,10 @@ def permute(low: Lowering, call: Call) -> Any:
         raise low.refused(call, f"the order {order} of {rank} dimensions")
     if isinstance(value, Filled):
         return Filled(value.number, tuple(value.sizes[dim] for dim in order))
-    if isinstance(value, Rows) and order[0] != 0:
-        raise low.unknown(call, f"the order {order} of a folded batch")
-    return turned_by(low, value, order)
+    if not isinstance(value, fx.Node | Turned):
+        raise low.unknown(call, f"{low.described(value)}, {MOVED}")
+    lying = seen(value)
+    return settled(low, Turned(lying.node, tuple(lying.order[dim] for dim in order)))
 
 
 # --- dimensions of one -----------------------------------------------------------------------------------------------
@@ -259,17 +242,11 @@ def squeeze(low: Lowering, call: Call) -> Any:
 def squeezed(low: Lowering, call: Call, value: Any, dims: list[int]) -> Any:
     if not dims:
         return value
-    if isinstance(value, Turned):
-        gone = [value.order[dim] for dim in dims]
-        if 0 in gone:
-            raise low.unknown(call, "a squeeze of the batch")
-        kept = sorted(set(value.order) - set(gone))
-        node = low.call(aten.squeeze.dims, value.node, sorted(gone))
-        return turned_by(low, node, [kept.index(dim) for dim in value.order if dim in kept])
-    if 0 in dims:
+    lying = seen(value)
+    gone = sorted(lying.dim(dim) for dim in dims)
+    if 0 in gone:
         raise low.unknown(call, "a squeeze of the batch")
-    node, folded = (value.node, value.folded) if isinstance(value, Rows) else (value, 1)
-    return low.folded_rows(low.call(aten.squeeze.dims, node, sorted(dim - 1 + folded for dim in dims)), folded)
+    return settled(low, Turned(low.call(aten.squeeze.dims, lying.node, gone), lying.without(set(dims))))
 
 
 def unsqueeze(low: Lowering, call: Call) -> Any:
@@ -285,18 +262,16 @@ def unsqueezed(low: Lowering, call: Call, value: Any, dim: int) -> Any:
         return Constant(
             value.value.unsqueeze(dim), low.key("unsqueeze", value.key, dim), value.parameter, value.trained
         )
-    if isinstance(value, Rows):
-        if dim == 0:
-            raise low.unknown(call, "a new dimension in front of the batch")
-        return Rows(low.call(aten.unsqueeze.default, value.node, dim - 1 + value.folded), value.folded)
-    node, order = (
-        (value.node, list(value.order)) if isinstance(value, Turned) else (value, list(range(len(low.shape(value)))))
-    )
-    if dim > 0 and not isinstance(value, Turned):
-        return low.call(aten.unsqueeze.default, node, dim)
-    last = len(order)
-    node = low.call(aten.unsqueeze.default, node, last)
-    return turned_by(low, node, [*order[:dim], last, *order[dim:]])
+    lying = seen(value)
+    before = lying.order[dim] if dim < len(lying.order) else None
+    at = before if isinstance(before, int) and before > 0 else len(lying.node.meta["shape"])
+
+    def moved(place: Place) -> Place:
+        return place + (place >= at) if isinstance(place, int) else tuple(item + (item >= at) for item in place)
+
+    order = [moved(place) for place in lying.order]
+    order.insert(dim, at)
+    return settled(low, Turned(low.call(aten.unsqueeze.default, lying.node, at), tuple(order)))
 
 
 LOWERINGS: Mapping[str, Callable[[Lowering, Call], Any]] = {

@@ -12,10 +12,11 @@ from torch import fx
 from core.errors import ModelRefused
 from core.graph.pt2_schema import Node
 from core.graph.pt2_sizes import Size
-from core.graph.pt2_values import Call, Constant, Filled, Merged, Rows, Spread, Turned
+from core.graph.pt2_values import Call, Constant, Filled, Merged, Spread
+from core.graph.turned import Turned
 
 _PREFIX = "torch.ops.aten."
-_TENSORS = (fx.Node, Rows, Turned, Merged, Constant, Filled, Spread)
+_TENSORS = (fx.Node, Turned, Merged, Constant, Filled, Spread)
 
 
 def described(node: Node) -> str:
@@ -112,7 +113,7 @@ def constants_of(call: Call) -> list[Constant] | None:
     """The constants among the arguments; None where there is something that is not constant."""
     found = []
     for value in flattened(list(call.args.values())):
-        if isinstance(value, fx.Node | Rows | Turned | Merged | Size | Filled | Spread):
+        if isinstance(value, fx.Node | Turned | Merged | Size | Filled | Spread):
             return None
         if isinstance(value, Constant):
             found.append(value)

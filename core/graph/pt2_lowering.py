@@ -15,6 +15,7 @@ from core.graph.limits import MAX_FOLDED_ELEMENTS
 from core.graph.operators import FORMS
 from core.graph.pt2_sizes import Size, open_size, product, quotient, values_of
 from core.graph.pt2_spans import of_call, of_layer
+from core.graph.pt2_turned import aligned, met, placed, settled, straight
 from core.graph.pt2_values import (
     BATCHES,
     Activation,
@@ -22,10 +23,9 @@ from core.graph.pt2_values import (
     Constant,
     Filled,
     Merged,
-    Rows,
     Spread,
-    Turned,
 )
+from core.graph.turned import Layout, Turned
 
 HOME = "core/graph/aten.py"
 _CONTAINERS = ("Sequential", "ModuleList", "ModuleDict")
@@ -44,6 +44,7 @@ class Lowering(Building):
         self.folded, self.allowance = 0, MAX_FOLDED_ELEMENTS
         self._keys: dict[Any, int] = {}
         self._bare: dict[int, fx.Node] = {}
+        self._made: dict[tuple[Any, fx.Node, tuple[int, ...]], fx.Node] = {}
         self._shared: dict[Any, str] = {}
         self._layer_of: dict[int, str] = {}  # a weight's key -> the node whose layer has it
 
@@ -67,6 +68,13 @@ class Lowering(Building):
             raise ValueError(f"it makes numbers of type {str(dtype).removeprefix('torch.')}; only float32 is taken")
         self._note_spans(made, lambda: of_call(target, args, self._of, len(made.meta["shape"])))
         return made
+
+    def once(self, target: Any, x: fx.Node, order: list[int]) -> fx.Node:
+        """As `call`, made once."""
+        key = (target, x, tuple(order))
+        if key not in self._made:
+            self._made[key] = self.call(target, x, order)
+        return self._made[key]
 
     def apply(self, name: str, x: fx.Node) -> fx.Node:
         """As `Building.apply`."""
@@ -95,21 +103,22 @@ class Lowering(Building):
     def pointwise(self, call: Call, target: Any, *operands: Any, **options: Any) -> Activation:
         """An element-wise form of activations, constants and numbers. What is folded or turned stays so."""
         tensors_only = target is torch.ops.aten.where.self
-        operands = operands if tensors_only else tuple(self.operand(item) for item in operands)
-        wrappings = {self._wrapping(item) for item in operands if isinstance(item, fx.Node | Rows | Turned)}
-        if len(wrappings) != 1:
-            raise self.unknown(call, "operands whose batch lies in different places")
-        wrapping = wrappings.pop()
-        rank = max(len(self.shape(item)) for item in operands if isinstance(item, fx.Node | Rows | Turned))
-        nodes = []
-        for item in operands:
-            if isinstance(item, Constant):
-                if (wrapping is not None and item.value.dim() >= rank) or isinstance(wrapping, tuple):
-                    raise self.unknown(call, "a constant that meets the batch where it is not in front")
-                nodes.append(self.bare(call, item))
-            else:
-                nodes.append(item.node if isinstance(item, Rows | Turned) else item)
-        return self._wrapped(self.call(target, *nodes, **options), wrapping)
+        operands = tuple(_without_sizes(item) if tensors_only else self.operand(item) for item in operands)
+        values = [item for item in operands if isinstance(item, fx.Node | Turned)]
+        if not values:
+            raise self.unknown(call, "no activation among its operands")
+        if not any(isinstance(item, Turned) for item in values):
+            nodes = [self.bare(call, item) if isinstance(item, Constant) else item for item in operands]
+            return self.call(target, *nodes, **options)
+        meets = any(isinstance(item, Constant) and item.value.dim() > 0 for item in operands)
+        lying = aligned(self, call, values, in_order=meets)
+        first, rest = max(lying, key=lambda value: len(value.order)), iter(lying)
+        nodes = [
+            next(rest).node if isinstance(item, fx.Node | Turned)
+            else self.bare(call, met(self, call, item, first)) if isinstance(item, Constant) else item
+            for item in operands
+        ]  # fmt: skip
+        return settled(self, Turned(self.call(target, *nodes, **options), first.order))
 
     def layer(
         self, call: Call, kind: str, weight: Constant | None, shared: tuple[Any, ...], make: Callable[[], nn.Module],
@@ -155,7 +164,7 @@ class Lowering(Building):
         """A number where `value` is an untrained constant of one element; else the value itself."""
         if isinstance(value, Filled):
             return value.number
-        value = value.constant if isinstance(value, Spread) else value
+        value = _without_sizes(value)
         if isinstance(value, Constant) and not value.trained and value.value.numel() == 1:
             return value.value.reshape(()).item()
         return value
@@ -172,13 +181,14 @@ class Lowering(Building):
             raise self.unknown(call, f"{self.described(value)} as {key!r}: the batch is not in front there")
         return value
 
-    def rows(self, call: Call, key: str) -> tuple[fx.Node, int]:
-        """The argument as a node, and how many of its dimensions the exported program has folded into the first."""
+    def lifted(self, call: Call, key: str) -> tuple[fx.Node, Layout]:
+        """The argument as a node with the batch in front, and where the batch lies in the exported program."""
         value = call[key]
-        return (value.node, value.folded) if isinstance(value, Rows) else (self.activation(call, key), 1)
+        return straight(self, value) if isinstance(value, Turned) else (self.activation(call, key), Layout())
 
-    def folded_rows(self, node: fx.Node, folded: int) -> fx.Node | Rows:
-        return node if folded == 1 else Rows(node, folded)
+    def placed(self, node: fx.Node, layout: Layout) -> Activation:
+        """A node as a value with the batch where `lifted` has found it."""
+        return placed(self, node, layout)
 
     def weight(self, call: Call, key: str) -> Constant:
         """A float32 constant that is finite."""
@@ -230,15 +240,9 @@ class Lowering(Building):
             first, second, *space = self.shape(value.node)
             return [1, first * second, *space]
         if isinstance(value, Turned):
-            straight = self.shape(value.node)
-            return [straight[dim] for dim in value.order]
-        node = value.node if isinstance(value, Rows) else value
-        if node.op == "get_attr":
-            return list(node.meta["shape"])
-        sizes = self._of(node)
-        if isinstance(value, Rows):
-            sizes = [product(sizes[: value.folded]), *sizes[value.folded :]]
-        return sizes
+            sizes = self.shape(value.node)
+            return [product(sizes[dim] for dim in value.dims(axis)) for axis in range(len(value.order))]
+        return list(value.meta["shape"]) if value.op == "get_attr" else self._of(value)
 
     def holder(self, sizes: Sequence[Any], places: Sequence[int] | None = None) -> tuple[fx.Node, list[int]] | None:
         """(value, its dimensions) that has these `sizes`, at `places` where they are given; the first there is."""
@@ -330,20 +334,16 @@ class Lowering(Building):
     @staticmethod
     def described(value: Any) -> str:
         kinds: tuple[tuple[Any, str], ...] = (
-            ((fx.Node,), "an activation"), ((Rows,), "an activation with the batch folded into other dimensions"),
-            ((Turned,), "an activation with the batch moved"),
+            ((fx.Node,), "an activation"), ((Turned,), "an activation with the batch moved"),
             ((Merged,), "an activation with the examples side by side"), ((Constant, Filled, Spread), "a constant"),
             ((Size,), "a size that follows the input"), ((Tensor,), "a tensor"), ((list, tuple), "a list"),
         )  # fmt: skip
         return next((text for kind, text in kinds if isinstance(value, kind)), repr(value)[:60])
 
-    def _wrapping(self, value: Activation) -> int | tuple[int, ...] | None:
-        return value.folded if isinstance(value, Rows) else value.order if isinstance(value, Turned) else None
 
-    def _wrapped(self, node: fx.Node, wrapping: int | tuple[int, ...] | None) -> Activation:
-        if isinstance(wrapping, tuple):
-            return Turned(node, wrapping)
-        return node if wrapping is None else Rows(node, wrapping)
+def _without_sizes(value: Any) -> Any:
+    """What ATen repeats up to the sizes of the others, it need not be told to."""
+    return value.constant if isinstance(value, Spread) else value
 
 
 def _phantom(tensor: Tensor) -> Tensor:

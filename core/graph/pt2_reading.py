@@ -35,8 +35,9 @@ from core.graph.pt2_lowering import HOME, Lowering
 from core.graph.pt2_program import Exported, made, read
 from core.graph.pt2_schema import DTYPES, UNTAKEN_DTYPES, Argument, Node, SymInt, TensorMeta
 from core.graph.pt2_sizes import Size, Undecided, product, values_of
-from core.graph.pt2_values import Call, Constant, Filled, Merged, Rows, Spread, Turned
+from core.graph.pt2_values import Call, Constant, Filled, Merged, Spread
 from core.graph.raising import raise_norms
+from core.graph.turned import Turned
 
 OPSET = 20
 """Of the ONNX file that a `.pt2` becomes, unless the recipe says otherwise."""
@@ -83,7 +84,7 @@ class _Reader:
         results = []
         for name in self.program.outputs:
             value = self._value(name, name)
-            if isinstance(value, Constant | Filled | Spread) or not isinstance(value, fx.Node | Rows | Turned):
+            if isinstance(value, Constant | Filled | Spread) or not isinstance(value, fx.Node | Turned):
                 raise ModelRefused(f"the output {name!r} is a constant: it does not depend on any input")
             if not isinstance(value, fx.Node):
                 raise OperatorUnknown(f"the output {name!r} does not have the batch in front")
@@ -215,7 +216,7 @@ class _Reader:
     def _made_whole(self, call: Call) -> Call:
         """With constants for what is one number throughout, where all that the call reads is constant."""
         values = [item for item in flattened(list(call.args.values())) if not isinstance(item, Filled)]
-        if any(isinstance(item, fx.Node | Rows | Turned | Merged | Size) for item in values):
+        if any(isinstance(item, fx.Node | Turned | Merged | Size) for item in values):
             return call
         args = dict(call.args)
         for name, item in args.items():
@@ -295,7 +296,7 @@ class _Reader:
 def _check_fillings(low: Lowering, call: Call) -> None:
     """A tensor of one number may stand for that number only where it does not make what it meets larger."""
     values = list(call.args.values())
-    shapes = [low.shape(item)[::-1] for item in values if isinstance(item, fx.Node | Rows | Turned | Constant)]
+    shapes = [low.shape(item)[::-1] for item in values if isinstance(item, fx.Node | Turned | Constant)]
     for filling in (item for item in values if isinstance(item, Filled | Spread)):
         for place, size in enumerate(filling.sizes[::-1]):
             if shapes and size != 1 and not any(place < len(shape) and shape[place] == size for shape in shapes):

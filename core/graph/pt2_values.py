@@ -2,7 +2,7 @@
 
 A program is exported for one batch size, fixed or symbolic; the canonical graph has the batch in front of every
 activation. What an exporter folds into the batch or moves away from the front for a moment (a linear layer over rows,
-attention) is carried as `Rows` and `Turned`, and becomes a node when the batch is in front again.
+attention) is carried as `Turned`, and becomes a node when the batch is in front again.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, fx
+
+from core.graph.turned import Turned
 
 # Two batch sizes that no product of other sizes is likely to be a multiple of, so that the batch is told from the rest.
 BATCHES = (7_919, 7_927)
@@ -31,22 +33,6 @@ class Constant:
 
 
 @dataclass(frozen=True)
-class Rows:
-    """The value of `node` with its first `folded` dimensions, the batch among them, as one."""
-
-    node: fx.Node
-    folded: int
-
-
-@dataclass(frozen=True)
-class Turned:
-    """The value of `node` with its dimensions in another order, the batch not in front: dimension i is `order[i]`."""
-
-    node: fx.Node
-    order: tuple[int, ...]
-
-
-@dataclass(frozen=True)
 class Filled:
     """A tensor of one number throughout, whose sizes may follow the batch. `like` is a node of its shape, if known."""
 
@@ -57,7 +43,7 @@ class Filled:
 
 @dataclass(frozen=True)
 class Spread:
-    """A constant, repeated along further dimensions in front, the batch among them."""
+    """A constant that is repeated up to `sizes`, which follow the batch or open dimensions, as ATen's `expand` does."""
 
     constant: Constant
     sizes: tuple[Any, ...]
@@ -70,7 +56,7 @@ class Merged:
     node: fx.Node
 
 
-Activation = fx.Node | Rows | Turned
+Activation = fx.Node | Turned
 
 
 @dataclass(frozen=True)
