@@ -1,0 +1,47 @@
+"""How the tests are dealt out where several processes run them (`make test`; `pytest -n`, of pytest-xdist)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).parent
+SERVICES = frozenset({"api", "client", "e2e", "store", "worker"})
+"""They start servers and workers, kill them and wait for them: one after the other."""
+
+SPREAD = frozenset({"core/graph/test_architectures.py", "zoo/test_subset.py"})
+"""Of these each test is a piece of work of its own; of other files a process takes the whole."""
+
+
+def group_of(path: Path) -> str | None:
+    """What goes to one process with the tests of this file; None where each may go elsewhere."""
+    place = path.relative_to(TESTS)
+    if place.parts[0] in SERVICES:
+        return "services"
+    return None if place.as_posix() in SPREAD else place.as_posix()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        group = group_of(item.path)
+        if group is not None:
+            item.add_marker(pytest.mark.xdist_group(group))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def share_of_the_cores() -> Iterator[None]:
+    """Each of several processes computes with its share of the cores."""
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    if workers > 1:
+        import torch
+
+        before = torch.get_num_threads()
+        torch.set_num_threads(max(1, before // workers))
+        yield
+        torch.set_num_threads(before)
+    else:
+        yield
