@@ -12,24 +12,24 @@ TESTS = Path(__file__).parent
 SERVICES = frozenset({"api", "client", "e2e", "store", "worker"})
 """They start servers and workers, kill them and wait for them: one after the other."""
 
-SPREAD = frozenset({"core/graph/test_architectures.py", "zoo/test_subset.py"})
-"""Of these each test is a piece of work of its own; of other files a process takes the whole."""
+BY_NETWORK = frozenset({"core/graph/test_architectures.py", "zoo/test_subset.py"})
+"""Long files whose tests are of one network each: those of a network go together. Of other files the whole does."""
 
 
-def group_of(path: Path) -> str | None:
-    """What goes to one process with the tests of this file; None where each may go elsewhere."""
-    place = path.relative_to(TESTS)
+def group_of(item: pytest.Item) -> str:
+    """What goes to one process with this test."""
+    place = item.path.relative_to(TESTS)
     if place.parts[0] in SERVICES:
         return "services"
-    return None if place.as_posix() in SPREAD else place.as_posix()
+    if place.as_posix() in BY_NETWORK:
+        return f"{place.as_posix()} {item.name.partition('[')[2]}"
+    return place.as_posix()
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        group = group_of(item.path)
-        if group is not None:
-            item.add_marker(pytest.mark.xdist_group(group))
+        item.add_marker(pytest.mark.xdist_group(group_of(item)))
 
 
 @pytest.fixture(scope="session", autouse=True)
