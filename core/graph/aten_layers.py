@@ -116,6 +116,8 @@ def by_matrix(
         raise low.unknown(call, "a product along the batch, which mixes the examples")
     if matrix.shape[1] != node.meta["shape"][-1]:
         raise low.refused(call, f"a weight for {matrix.shape[1]} inputs meets {node.meta['shape'][-1]}")
+    if bias is not None and any(size != 1 for size in bias.value.shape[:-1]):
+        raise low.unknown(call, f"a bias of shape {list(bias.value.shape)}, not one number for each output")
     vector = None if bias is None else bias.value.reshape(-1)
     if vector is not None and vector.numel() != matrix.shape[0]:
         raise low.unknown(call, f"a bias of {vector.numel()} numbers on {matrix.shape[0]} outputs")
@@ -129,7 +131,7 @@ def by_matrix(
         return layer
 
     # a weight that is transposed for `addmm` is the same weight as in `linear`
-    return low.placed(low.layer(call, f"linear{turned}", weight, (key_of(bias),), make, node), layout)
+    return low.placed(low.layer(call, "linear", weight, (turned, key_of(bias)), make, node), layout)
 
 
 def linear(low: Lowering, call: Call) -> Activation:

@@ -6,6 +6,7 @@ A split is one slice per part. The batch is never taken apart, nor made longer.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -47,7 +48,7 @@ def part(low: Lowering, call: Call, value: Any, dim: int, bounds: tuple[Any, Any
         index: list[Any] = [slice(None)] * dim + [slice(start, end, step)]
         key = low.key("slice", value.key, dim, start, end, step)
         return Constant(value.value[tuple(index)], key, value.parameter, value.trained)
-    value = seen(value)
+    value = low.seen(call, value)
     node, inner = value.node, value.dim(dim)
     if inner == 0:
         raise low.unknown(call, "a part of the batch")
@@ -286,10 +287,8 @@ def expand(low: Lowering, call: Call) -> Any:
         in_front = len(own) < len(sizes) and sizes[0] == low.batch and sizes[len(sizes) - len(own) :] == own
         if in_front or any(isinstance(size, Size) for size in sizes):
             return Spread(value, tuple(sizes))
-        fixed = [1 if sizes[0] == low.batch and shape[0] == 1 else sizes[0], *sizes[1:]]
-        low.charge(product(fixed), call)
-        expanded = value.value.expand(fixed)
-        return Constant(expanded, low.key("expand", value.key, *fixed), value.parameter, value.trained)
+        expanded = value.value.expand(sizes)  # where that is the batch, `met` and `beside` take one of them
+        return Constant(expanded, low.key("expand", value.key, *sizes), value.parameter, value.trained)
     if sizes == shape:
         return value
     if not isinstance(value, fx.Node) or len(sizes) != len(low.shape(value)) or sizes[0] != shape[0]:
@@ -316,6 +315,12 @@ def repeat(low: Lowering, call: Call) -> Any:
     value = call["self"]
     if isinstance(value, Constant) and value.value.dim() == 1 and list(call["repeats"]) == [low.batch]:
         return Spread(value, (low.batch * value.value.numel(),))
+    if isinstance(value, Constant):
+        repeats, own = list(call["repeats"]), list(value.value.shape)
+        own = [1] * (len(repeats) - len(own)) + own
+        if len(own) == len(repeats) and all(1 in (size, times) for size, times in zip(own, repeats, strict=True)):
+            sizes = [product(pair) for pair in zip(own, repeats, strict=True)]
+            return expand(low, replace(call, args={"self": value, "size": sizes}))
     x = low.activation(call, "self")
     repeats = low.integers(call, "repeats")
     if len(repeats) != len(x.meta["shape"]) or repeats[0] != 1 or min(repeats) < 1:

@@ -28,12 +28,8 @@ def matmul(low: Lowering, call: Call) -> Activation:
     """By a constant matrix on the right a linear layer; of two activations a product, row by row of the batch."""
     key = "mat2" if "mat2" in call.args else "other"
     other = call[key]
-    if isinstance(other, Spread):
-        if list(other.constant.value.shape[-2:]) != list(other.sizes[-2:]):
-            raise low.unknown(call, "a matrix whose rows or columns are one, repeated")
-        other = other.constant
-    if isinstance(other, Constant):
-        other = _one_matrix(low, other)
+    if isinstance(other, Constant | Spread):
+        other = _one_matrix(low, call, other)
     if isinstance(other, Constant) and other.value.dim() == 2:
         args = {**call.args, key: other}
         weight = low.weight(replace(call, args=args), key)
@@ -42,13 +38,23 @@ def matmul(low: Lowering, call: Call) -> Activation:
     return low.placed(low.call(aten.matmul.default, a, b), layout)
 
 
-def _one_matrix(low: Lowering, constant: Constant) -> Constant:
-    """The matrix that a stack repeats (a linear layer decomposes to a product with one); else the stack as it is."""
-    tensor = constant.value
+def _one_matrix(low: Lowering, call: Call, item: Constant | Spread) -> Constant:
+    """The matrix that a stack repeats (a linear layer decomposes to a product with one); else the stack as it is.
+
+    Raises `OperatorUnknown` for one that is repeated more often than what it meets: the product would be larger.
+    """
+    constant = item.constant if isinstance(item, Spread) else item
+    tensor, sizes = constant.value, low.shape(item)
     stack = tensor.dim() - 2
-    if stack < 1 or any(tensor.shape[dim] != 1 and tensor.stride(dim) != 0 for dim in range(stack)):
+    same = all(tensor.shape[dim] == 1 or tensor.stride(dim) == 0 for dim in range(stack))
+    if isinstance(item, Constant) and (stack < 1 or not same):
         return constant
-    return Constant(tensor[(0,) * stack], low.key("one of", constant.key), constant.parameter, constant.trained)
+    if not same or list(tensor.shape[-2:]) != sizes[-2:]:
+        raise low.unknown(call, "a constant that is repeated otherwise than as matrices of a stack")
+    met = low.shape(call["self"])[:-2][::-1]
+    if len(sizes) - 2 > len(met) or any(size not in (1, met[axis]) for axis, size in enumerate(sizes[:-2][::-1])):
+        raise low.unknown(call, "a stack of matrices that is larger than what it meets")
+    return Constant(tensor[(0,) * max(stack, 0)], low.key("one of", constant.key), constant.parameter, constant.trained)
 
 
 def _matrices(low: Lowering, call: Call, *keys: str) -> tuple[list[fx.Node], Layout]:
@@ -60,7 +66,7 @@ def _matrices(low: Lowering, call: Call, *keys: str) -> tuple[list[fx.Node], Lay
     given = {key: call[key] for key in keys}
     kept = {key: value for key, value in given.items() if not isinstance(value, Constant)}
     values = [value if isinstance(value, Turned) else seen(low.activation(call, key)) for key, value in kept.items()]
-    matrices = 2 if len(kept) == len(keys) else 1
+    matrices = 1 if isinstance(given[keys[-1]], Constant) else 2  # by a constant on the right, rows are multiplied
     if any(value.batch >= len(value.order) - matrices for value in values):
         raise low.unknown(call, "a product along the batch, which mixes the examples")
     if len({len(value.order) for value in values}) > 1:

@@ -70,6 +70,10 @@ def _view(low: Lowering, call: Call, node: fx.Node, sizes: list[Any]) -> fx.Node
         return node
     if any(isinstance(size, Size) and size.follows_batch for size in sizes):
         raise low.unknown(call, f"a view of {text(given)} per example as {text(sizes)}, {MOVED}")
+    if not given:
+        for _ in sizes:  # ones
+            node = low.call(aten.unsqueeze.default, node, 1)
+        return node
     if not any(isinstance(size, Size) for size in (*given, *sizes)):
         if len(sizes) == 1:
             return low.call(aten.flatten.using_ints, node, 1, -1)
@@ -216,9 +220,7 @@ def permute(low: Lowering, call: Call) -> Any:
         raise low.refused(call, f"the order {order} of {rank} dimensions")
     if isinstance(value, Filled):
         return Filled(value.number, tuple(value.sizes[dim] for dim in order))
-    if not isinstance(value, fx.Node | Turned):
-        raise low.unknown(call, f"{low.described(value)}, {MOVED}")
-    lying = seen(value)
+    lying = low.seen(call, value)
     return settled(low, Turned(lying.node, tuple(lying.order[dim] for dim in order)))
 
 
@@ -230,7 +232,9 @@ def squeeze(low: Lowering, call: Call) -> Any:
     value = call["self"]
     shape = low.shape(value)
     given = call.args.get("dim")
-    dims = list(range(1, len(shape))) if given is None else given if isinstance(given, list) else [given]
+    batch = value.batch if isinstance(value, Turned) else 0
+    every = [dim for dim in range(len(shape)) if dim != batch]
+    dims = every if given is None else given if isinstance(given, list) else [given]
     dims = [low.dim(call, low.fixed(call, dim, "dim"), len(shape)) for dim in dims]
     if isinstance(value, Filled):
         return Filled(value.number, tuple(size for dim, size in enumerate(shape) if dim not in dims or size != 1))
@@ -242,7 +246,7 @@ def squeeze(low: Lowering, call: Call) -> Any:
 def squeezed(low: Lowering, call: Call, value: Any, dims: list[int]) -> Any:
     if not dims:
         return value
-    lying = seen(value)
+    lying = low.seen(call, value)
     gone = sorted(lying.dim(dim) for dim in dims)
     if 0 in gone:
         raise low.unknown(call, "a squeeze of the batch")
@@ -262,7 +266,7 @@ def unsqueezed(low: Lowering, call: Call, value: Any, dim: int) -> Any:
         return Constant(
             value.value.unsqueeze(dim), low.key("unsqueeze", value.key, dim), value.parameter, value.trained
         )
-    lying = seen(value)
+    lying = low.seen(call, value)
     before = lying.order[dim] if dim < len(lying.order) else None
     at = before if isinstance(before, int) and before > 0 else len(lying.node.meta["shape"])
 

@@ -15,7 +15,7 @@ from core.graph.limits import MAX_FOLDED_ELEMENTS
 from core.graph.operators import FORMS
 from core.graph.pt2_sizes import Size, open_size, product, quotient, values_of
 from core.graph.pt2_spans import of_call, of_layer
-from core.graph.pt2_turned import aligned, met, placed, settled, straight
+from core.graph.pt2_turned import aligned, met, once_per_example, placed, seen, settled, straight
 from core.graph.pt2_values import (
     BATCHES,
     Activation,
@@ -44,9 +44,10 @@ class Lowering(Building):
         self.folded, self.allowance = 0, MAX_FOLDED_ELEMENTS
         self._keys: dict[Any, int] = {}
         self._bare: dict[int, fx.Node] = {}
+        self._views: dict[tuple[Any, ...], tuple[int, Tensor]] = {}
         self._made: dict[tuple[Any, fx.Node, tuple[int, ...]], fx.Node] = {}
         self._shared: dict[Any, str] = {}
-        self._layer_of: dict[int, str] = {}  # a weight's key -> the node whose layer has it
+        self._layer_of: dict[int, str] = {}  # where a weight lies in memory -> the node whose layer has it
 
     # --- adding -------------------------------------------------------------------------------------------------
 
@@ -107,11 +108,9 @@ class Lowering(Building):
         values = [item for item in operands if isinstance(item, fx.Node | Turned)]
         if not values:
             raise self.unknown(call, "no activation among its operands")
-        if not any(isinstance(item, Turned) for item in values):
-            nodes = [self.bare(call, item) if isinstance(item, Constant) else item for item in operands]
-            return self.call(target, *nodes, **options)
         meets = any(isinstance(item, Constant) and item.value.dim() > 0 for item in operands)
-        lying = aligned(self, call, values, in_order=meets)
+        is_turned = any(isinstance(item, Turned) for item in values)
+        lying = aligned(self, call, values, in_order=meets) if is_turned else [seen(item) for item in values]
         first, rest = max(lying, key=lambda value: len(value.order)), iter(lying)
         nodes = [
             next(rest).node if isinstance(item, fx.Node | Turned)
@@ -130,17 +129,24 @@ class Lowering(Building):
         Raises `OperatorUnknown` where calls share a weight, but not a layer: it would be counted twice and trained
         apart. (Vectors may be shared.)
         """
-        key = None if weight is None else self.key(kind, weight.key, *shared)
+        known = None if weight is None else self._view_key(weight)
+        key = None if known is None else self.key(kind, known, *shared)
         name = self._shared.get(key) if key is not None else None
         if name is None:
             if weight is not None and weight.value.dim() > 1:
-                other = self._layer_of.setdefault(weight.key, call.name)
+                other = self._layer_of.setdefault(weight.value.data_ptr(), call.name)
                 if other != call.name:
                     raise self.unknown(call, f"the weight {weight.parameter!r} of node {other!r} in an unlike layer")
             name = self.add_layer(self._layer_name(call, kind, weight), make())
             if key is not None:
                 self._shared[key] = name
         return self.apply(name, x)
+
+    def _view_key(self, weight: Constant) -> int:
+        """The key of the first constant that was the same numbers in the same places of memory."""
+        tensor = weight.value
+        view = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride())
+        return self._views.setdefault(view, (weight.key, tensor))[0]  # while it is held, the memory is no other's
 
     def _layer_name(self, call: Call, kind: str, weight: Constant | None) -> str:
         """Of the weight ("layer1.0.conv1.weight" is "layer1.0.conv1"), else the module, the kind behind a container."""
@@ -173,13 +179,19 @@ class Lowering(Building):
         """The argument as a node with the batch in front."""
         value = call[key]
         if isinstance(value, Constant):
-            return self.bare(call, value)
+            return self.bare(call, once_per_example(self, value))
         if isinstance(value, Filled) and value.like is not None:  # the first state of a recurrent layer
             zeros = self.call(torch.ops.aten.mul.Tensor, value.like, 0.0)
             return zeros if value.number == 0 else self.call(torch.ops.aten.add.Tensor, zeros, value.number)
         if not isinstance(value, fx.Node):
             raise self.unknown(call, f"{self.described(value)} as {key!r}: the batch is not in front there")
         return value
+
+    def seen(self, call: Call, value: Any) -> Turned:
+        """An activation as one whose dimensions may be in any order."""
+        if not isinstance(value, fx.Node | Turned):
+            raise self.unknown(call, f"{self.described(value)} where an activation is known")
+        return seen(value)
 
     def lifted(self, call: Call, key: str) -> tuple[fx.Node, Layout]:
         """The argument as a node with the batch in front, and where the batch lies in the exported program."""

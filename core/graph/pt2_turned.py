@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from core.graph.operators.shape import expand_like
 from core.graph.pt2_sizes import Size, decided, product, quotient, values_of
@@ -77,6 +77,20 @@ def _in_order(low: Lowering, value: Turned, missing: int) -> Turned:
     return Layout(layout.before + missing, layout.left, layout.right).of(node)
 
 
+def _repeated(tensor: Tensor, dim: int) -> bool:
+    """Whether it is the same all along `dim`."""
+    first = tensor.narrow(dim, 0, 1)
+    return tensor.stride(dim) == 0 or bool(torch.equal(tensor, first.expand_as(tensor)))
+
+
+def once_per_example(low: Lowering, constant: Constant) -> Constant:
+    """A constant that an export of a fixed batch size repeats for every example in front, once."""
+    tensor = constant.value
+    if tensor.dim() < 2 or tensor.shape[0] != low.static_batch or tensor.shape[0] == 1 or not _repeated(tensor, 0):
+        return constant
+    return Constant(tensor[:1], low.key("once", constant.key), constant.parameter, constant.trained)
+
+
 def met(low: Lowering, call: Call, constant: Constant, value: Turned) -> Constant:
     """A constant that meets a value in the order of a `Layout`, in the dimensions of its node. It must be the same for
     all examples."""
@@ -86,7 +100,7 @@ def met(low: Lowering, call: Call, constant: Constant, value: Turned) -> Constan
     if tensor.dim() <= behind:
         return constant
     at = tensor.dim() - 1 - behind
-    if tensor.stride(at) == 0:
+    if _repeated(tensor, at):  # for every example
         tensor = tensor.narrow(at, 0, 1)
     if tensor.dim() > rank or tensor.shape[at] != 1:
         raise low.unknown(call, "a constant that meets the batch where it is not in front")
@@ -111,7 +125,7 @@ def beside(low: Lowering, call: Call, item: Constant | Spread, value: Turned, di
     constant = item.constant if isinstance(item, Spread) else item
     full = constant.value.reshape((1,) * (len(sizes) - constant.value.dim()) + tuple(constant.value.shape))
     shape = [1 if axis == value.batch or isinstance(size, Size) else size for axis, size in enumerate(sizes)]
-    if full.shape[value.batch] != 1 and full.stride(value.batch) == 0:
+    if _repeated(full, value.batch):
         full = full.narrow(value.batch, 0, 1)
     if full.shape[value.batch] != 1:
         raise low.unknown(call, "a constant that is not the same for every example beside activations")

@@ -148,6 +148,39 @@ def test_images_of_any_size(decomposed: bool, tmp_path: Path) -> None:
         assert max(differences(module, network, torch.randn(shape))) < 1e-12
 
 
+def heads_of_a_repeated_weight(net: Attending, tokens: Tensor) -> Tensor:
+    """A stack of one matrix for all heads, as large as what it meets."""
+    heads = tokens.permute(1, 0, 2).unflatten(1, (4, 4))
+    return torch.matmul(heads, net.linear.weight.expand(4, WIDTH, WIDTH)).mean((1, 2))
+
+
+def summed_rows(net: Attending, tokens: Tensor) -> Tensor:
+    """Rows of a constant as many as the batch, and not its rows."""
+    return tokens.mean(0) + net.place[0].expand(3, -1).sum(0) + net.token[0].repeat(3, 1).cumsum(0)[2]
+
+
+def repeated_token(net: Attending, tokens: Tensor) -> Tensor:
+    return torch.cat([net.token.repeat(1, tokens.shape[1], 1), tokens]).mean(0)
+
+
+def squeezed(net: Attending, tokens: Tensor) -> Tensor:
+    return tokens.sum(0, keepdim=True).squeeze().tanh()
+
+
+@pytest.mark.parametrize("batch", [None, 3])
+@pytest.mark.parametrize(
+    ("body", "decomposed"),
+    [
+        (heads_of_a_repeated_weight, False),
+        *((body, decomposed) for body in (summed_rows, repeated_token, squeezed) for decomposed in (False, True)),
+    ],
+)
+def test_repeated_constants(body: Body, batch: int | None, decomposed: bool, tmp_path: Path) -> None:
+    module, network = read(body, tmp_path, batch, decomposed=decomposed)
+    for size in [batch] if batch else [2, 5]:  # sums of constants are folded in float32
+        assert max(differences(module, network, torch.randn(size, 3, 4, 4))) < 1e-6
+
+
 def one_row(net: Attending, tokens: Tensor) -> Tensor:
     return tokens.mean(1)
 
@@ -174,9 +207,30 @@ def a_row_of_its_own(net: Attending, tokens: Tensor) -> Tensor:
     return (tokens + torch.arange(3.0).view(3, 1)).mean(0)
 
 
+def more_matrices(net: Attending, tokens: Tensor) -> Tensor:
+    """A stack that makes three products of one."""
+    return torch.matmul(tokens.permute(1, 0, 2).unsqueeze(1), net.linear.weight.expand(3, WIDTH, WIDTH)).mean((1, 2))
+
+
+def weight_in_front(net: Attending, tokens: Tensor) -> Tensor:
+    return (net.linear.weight[:3, :3] @ tokens).mean(0)
+
+
+def squeezed_beside_the_batch(net: Attending, tokens: Tensor) -> Tensor:
+    return tokens.sum(0, keepdim=True).squeeze().sum(0).expand(3, -1)
+
+
+def bias_for_each_example(net: Attending, tokens: Tensor) -> Tensor:
+    return torch.addmm(net.place[:3, 0, :1], tokens.mean(0), net.linear.weight)
+
+
 @pytest.mark.parametrize(
     ("body", "reason"),
     [
+        (more_matrices, "a stack of matrices that is larger than what it meets"),
+        (weight_in_front, "a product along the batch"),
+        (squeezed_beside_the_batch, "a reduction over the batch"),
+        (bias_for_each_example, "not one number for each output"),
         (one_row, "a reduction over the batch"),
         (batch_joined, "a concatenation along the batch"),
         (across_examples, "a product along the batch"),
