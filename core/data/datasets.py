@@ -25,7 +25,7 @@ from core.data.splits import content_sha256, find_overlaps, order_classes, split
 from core.errors import DatasetMismatch
 from core.fit import Channels, per_channel_faults
 from core.job import DatasetFormat, DatasetInput, Preprocess
-from core.recipe import Augment
+from core.training_settings import Augment
 
 Reader = Callable[[Path | None, Preprocess], Source]
 READERS: Mapping[DatasetFormat, Reader] = {
