@@ -21,7 +21,8 @@ from pydantic import (
 )
 
 from core.job import Preprocess, Splits
-from core.recipe import Items, Recipe, Requirements
+from core.recipe import Recipe, Requirements
+from core.training_settings import Items
 from store.records import Artifact, Attempt, Dataset, Event, Job, JobState, Model, UploadState
 
 Text = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]*$")]

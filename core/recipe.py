@@ -10,129 +10,21 @@ from __future__ import annotations
 import operator
 import re
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Discriminator,
-    Field,
-    Strict,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from core.documents import DocumentInvalid, load_yaml
 from core.errors import Fault, RecipeInvalid
 from core.faults import faults_of, given
-
-Item = TypeVar("Item")
-Items = Annotated[tuple[Item, ...], Strict(False)]  # a document has lists, strictly no tuples
-Share = Annotated[float, Field(gt=0, lt=1)]
-Beta = Annotated[float, Field(ge=0, lt=1)]
-Epochs = Annotated[int, Field(ge=0, le=10_000)]
-
-
-class _Section(BaseModel):
-    # strict: true is no number, "1" no integer; an integer is a number all the same
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-
-# --- training --------------------------------------------------------------------------------------------------------
-
-
-class Sgd(_Section):
-    """Stochastic gradient descent with (Nesterov) momentum."""
-
-    name: Literal["sgd"] = "sgd"
-    lr: float = Field(0.01, gt=0, le=100)
-    momentum: float = Field(0.9, ge=0, lt=1)
-    nesterov: bool = True
-    weight_decay: float = Field(1e-4, ge=0, le=1)
-
-    @model_validator(mode="after")
-    def _nesterov_needs_momentum(self) -> Sgd:
-        if self.nesterov and self.momentum == 0:
-            raise ValueError("nesterov needs momentum above 0; set nesterov: false or momentum: 0.9")
-        return self
-
-
-class AdamW(_Section):
-    """AdamW (Loshchilov & Hutter 2019)."""
-
-    name: Literal["adamw"]
-    lr: float = Field(1e-3, gt=0, le=100)
-    betas: Annotated[tuple[Beta, Beta], Strict(False)] = (0.9, 0.999)
-    weight_decay: float = Field(1e-2, ge=0, le=1)
-
-
-class ConstantSchedule(_Section):
-    """The same rate throughout."""
-
-    name: Literal["constant"]
-
-
-class MultistepSchedule(_Section):
-    """The rate times `gamma` at each milestone. Milestones are shares of the training's epochs."""
-
-    name: Literal["multistep"]
-    milestones: Items[Share] = (0.5, 0.75)
-    gamma: float = Field(0.1, gt=0, lt=1)
-
-    @field_validator("milestones")
-    @classmethod
-    def _ascending(cls, value: tuple[float, ...]) -> tuple[float, ...]:
-        if list(value) != sorted(set(value)):
-            raise ValueError("milestones must ascend, each once")
-        return value
-
-
-class CosineSchedule(_Section):
-    """From the rate down to `final` times the rate along half a cosine, once per batch."""
-
-    name: Literal["cosine"] = "cosine"
-    final: float = Field(0.0, ge=0, lt=1)
-
-
-Optimizer = Annotated[Sgd | AdamW, Discriminator("name")]
-Schedule = Annotated[ConstantSchedule | MultistepSchedule | CosineSchedule, Discriminator("name")]
-Augment = Literal["none", "crop", "crop_flip"]
-
-
-class Training(_Section):
-    """The defaults of every training in the recipe; a step's `fine_tune` may override each field."""
-
-    optimizer: Optimizer = Sgd()
-    schedule: Schedule = CosineSchedule()
-    batch_size: int = Field(128, ge=1, le=65_536)
-    augment: Augment = "none"
-    restore_best: bool = True
-
-
-class FineTune(_Section):
-    """Training after a step. Fields left out are those of `training`."""
-
-    policy: Literal["once"] = "once"
-    epochs: Epochs = 10
-    optimizer: Optimizer | None = None
-    schedule: Schedule | None = None
-    batch_size: int | None = Field(None, ge=1, le=65_536)
-    augment: Augment | None = None
-    restore_best: bool | None = None
-
-    def resolved(self, defaults: Training) -> Training:
-        """`defaults` with what this section overrides."""
-        given = {name: getattr(self, name) for name in Training.model_fields}
-        return defaults.model_copy(update={name: value for name, value in given.items() if value is not None})
-
+from core.training_settings import FineTune, Items, MultistepSchedule, Schedule, Section, Share, Training
 
 # --- steps -----------------------------------------------------------------------------------------------------------
 
 Remaining = Annotated[float, Field(gt=0, le=1)] | Annotated[int, Field(ge=1)]
 
 
-class Target(_Section):
+class Target(Section):
     """What must remain at most: a float is a share of the original (0.5 = half), an integer a count. All must hold."""
 
     params: Remaining | None = None
@@ -161,7 +53,7 @@ class Target(_Section):
         return self
 
 
-class FilterNorm(_Section):
+class FilterNorm(Section):
     """Iterative removal of several filters at once by 2-norm (Salcedo & Sharma, algorithms 1-3)."""
 
     method: Literal["filter_norm"]
@@ -178,7 +70,7 @@ Step = FilterNorm
 METHODS: Mapping[str, type[FilterNorm]] = {"filter_norm": FilterNorm}
 
 
-class Export(_Section):
+class Export(Section):
     """`opset: null` keeps the upload's. Kept widths are multiples of `channel_multiple`. Weights of more than
     `external_data_bytes` in all go to pruned.onnx.data beside pruned.onnx; null: where one file cannot hold them.
 
@@ -204,7 +96,7 @@ Requirement = Annotated[
 ]
 
 
-class Requirements(_Section):
+class Requirements(Section):
     """What a pipeline insists on: a comparison and a number, e.g. `<= 0.01`. Evaluated into the report.
 
     `accuracy` is the pruned file's test accuracy (0-1) and `accuracy_drop` the original's minus it; the ratios are
@@ -238,7 +130,7 @@ class Requirements(_Section):
 # --- the document ----------------------------------------------------------------------------------------------------
 
 
-class Recipe(_Section):
+class Recipe(Section):
     """A whole recipe, version 1."""
 
     version: Literal[1] = 1
@@ -254,6 +146,22 @@ class Recipe(_Section):
     steps: Items[Step] = Field(min_length=1, max_length=16, description="a list of steps, each with its method")
     export: Export = Export()
     requirements: Requirements = Requirements()
+
+    @model_validator(mode="after")
+    def _milestones_are_reached(self) -> Recipe:
+        """Of no training that a milestone was meant for may it lie behind the end."""
+        lengths: dict[Schedule, list[int]] = {}
+        for step in self.steps:
+            lengths.setdefault(self.training.schedule, []).append(step.every_epochs)
+            lengths.setdefault(step.fine_tune.resolved(self.training).schedule, []).append(step.fine_tune.epochs)
+        for schedule, epochs in lengths.items():
+            last = schedule.milestones[-1] if isinstance(schedule, MultistepSchedule) and schedule.milestones else 0
+            if last >= max(epochs) and last >= 1:
+                raise ValueError(
+                    f"a milestone after {last} epochs is never reached: the longest training with that schedule has "
+                    f"{max(epochs)}"
+                )
+        return self
 
     @field_validator("version", mode="before")
     @classmethod

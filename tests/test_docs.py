@@ -8,14 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from core import recipe
+from core import recipe, training_settings
 from core.graph.onnx_constants import FOLDERS
 from core.graph.operators import READERS
 
 ROOT = Path(__file__).parent.parent
 PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("client/*.md")]
-SECTIONS = [recipe.Recipe, recipe.Training, recipe.FineTune, recipe.FilterNorm, recipe.Target, recipe.Export,
-            recipe.Requirements, recipe.Sgd, recipe.AdamW, recipe.MultistepSchedule, recipe.CosineSchedule]  # fmt: skip
+SECTIONS = [
+    recipe.Recipe, recipe.FilterNorm, recipe.Target, recipe.Export, recipe.Requirements,
+    *(item for item in vars(training_settings).values()
+      if isinstance(item, type) and issubclass(item, training_settings.Section)),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("section", SECTIONS, ids=lambda section: section.__name__)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from core.recipe import Augment
+from core.training_settings import Augment
 
 
 @dataclass(frozen=True)

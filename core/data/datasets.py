@@ -17,19 +17,19 @@ from torch import Tensor
 from core.data import augment as augmentation
 from core.data.batches import batch_bounds, epoch_order
 from core.data.digits import read_digits
-from core.data.image_folder import read_image_folder
 from core.data.npz import read_npz
 from core.data.pixels import to_grey
 from core.data.source import SPLIT_NAMES, Images, Source, SplitName
 from core.data.splits import content_sha256, find_overlaps, order_classes, split_source, unused_shares
+from core.data.zips import read_zip
 from core.errors import DatasetMismatch
 from core.fit import Channels, per_channel_faults
 from core.job import DatasetFormat, DatasetInput, Preprocess
-from core.recipe import Augment
+from core.training_settings import Augment
 
 Reader = Callable[[Path | None, Preprocess], Source]
 READERS: Mapping[DatasetFormat, Reader] = {
-    "image_folder": read_image_folder,
+    "image_folder": read_zip,
     "npz": read_npz,
     "digits": read_digits,
 }

@@ -48,12 +48,13 @@ from core.graph.network import Network
 from core.graph.operators.convolution import CONVOLUTIONS
 from core.graph.plans import replay
 from core.outcome import Outcome
-from core.recipe import FilterNorm, FineTune
+from core.recipe import FilterNorm
 from core.report import Check, Cost, FrontPoint
 from core.saliency.filter_norms import FilterNorms
 from core.state import State
 from core.targets import Goal
 from core.training.port import FitResult, TrainerPort, add_costs
+from core.training_settings import FineTune
 from core.widths import Chunk, chunks, least_width, removal_of, share_of, simulated_widths, take, unit_multiple
 
 PROOF_IMAGES = 4
@@ -134,7 +135,7 @@ def filter_norm(
         with norms.recording(network):
             fit = trainer.fit(
                 network,
-                training=trainer.training,
+                training=trainer.training.model_copy(update={"early_stop": 0}),  # norms are of every_epochs epochs
                 epochs=every_epochs,
                 label=name,
                 state=state.scope("fit"),

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from core import recipe
+from core.training_settings import AdamW, Optimizer, Sgd
 
 
-def sgd(settings: recipe.Sgd, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+def sgd(settings: Sgd, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
     return torch.optim.SGD(
         parameters,
         lr=settings.lr,
@@ -21,16 +21,26 @@ def sgd(settings: recipe.Sgd, parameters: Iterable[nn.Parameter]) -> torch.optim
     )
 
 
-def adamw(settings: recipe.AdamW, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+def adamw(settings: AdamW, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
     return torch.optim.AdamW(parameters, lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay)
 
 
 OPTIMIZERS: Mapping[str, Callable[[Any, Iterable[nn.Parameter]], torch.optim.Optimizer]] = {"sgd": sgd, "adamw": adamw}
 
 
-def build_optimizer(settings: recipe.Optimizer, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+def build_optimizer(settings: Optimizer, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
     """The optimizer that `settings` describe, over all `parameters`: nothing is frozen."""
     return OPTIMIZERS[settings.name](settings, parameters)
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float, momentum: float | None) -> None:
+    """The learning rate, and the momentum (of AdamW the first beta) where it is given."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+        if momentum is not None and "betas" in group:
+            group["betas"] = (momentum, group["betas"][1])
+        elif momentum is not None:
+            group["momentum"] = momentum
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:

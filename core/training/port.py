@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from core.graph.network import Network
-from core.recipe import Training
 from core.report import Cost
 from core.state import State
+from core.training_settings import Training
 
 SplitName = Literal["train", "validation", "test"]
 

@@ -25,13 +25,13 @@ from core.graph.batch_norm import recalibrate
 from core.graph.counts import count
 from core.graph.network import Network
 from core.progress import TRAINING_PASSES, Progress
-from core.recipe import Training
 from core.report import Cost
 from core.state import State
 from core.training.memory_format import images_channels_last, to_channels_last
-from core.training.optimizers import build_optimizer, load_optimizer
+from core.training.optimizers import build_optimizer, load_optimizer, set_rate
 from core.training.port import FitResult, Score, SplitName, add_costs
-from core.training.schedules import rate_factor
+from core.training.schedules import Place, momentum_at, rate_factor
+from core.training_settings import Training
 
 CHECKPOINT_SECONDS = 10.0
 CHECKPOINT_EPOCHS = 5
@@ -103,7 +103,7 @@ class Trainer:
         `state` is this training's own scope; if it holds an earlier attempt at the training called `label`, that is
         continued. `on_batch(network)` is called after every optimizer step, `on_epoch(record)` after every epoch before
         a checkpoint is written, so that what the caller puts into its state there belongs to the same moment.
-        Emits `<label>/epoch/<n>`, n from 1.
+        Emits `<label>/epoch/<n>`, n from 1, and `<label>/stopped` where `early_stop` ends it before its last epoch.
 
         Raises `TrainingDiverged` where the loss is NaN or infinite, `RecipeInvalid` where batches are too small for
         BatchNorm.
@@ -122,6 +122,9 @@ class Trainer:
         self._progress.stage(label.partition("/")[0])
         saved_at, saved_epoch = self._clock(), len(fit.epochs)
         for epoch in range(len(fit.epochs) + 1, epochs + 1):
+            if training.early_stop and _epochs_since_best(fit.epochs) >= training.early_stop:
+                self._emit(f"{label}/stopped", epoch=epoch - 1, epochs=epochs, early_stop=training.early_stop)
+                break
             started = self._clock()
             rate, loss, accuracy = self._train(
                 network,
@@ -131,6 +134,7 @@ class Trainer:
                 epochs=epochs,
                 label=label,
                 macs=counts.macs,
+                records=fit.epochs,
                 on_batch=on_batch,
             )
             score = self.evaluate(network, "validation", macs=counts.macs)
@@ -234,6 +238,7 @@ class Trainer:
         epochs: int,
         label: str,
         macs: int,
+        records: Sequence[dict[str, Any]],
         on_batch: Callable[[Network], None] | None,
     ) -> tuple[float, float, float]:
         """One epoch. Returns the rate at its first batch, and loss and accuracy averaged over it as it went."""
@@ -255,18 +260,19 @@ class Trainer:
             device=self._device,
         )
         for step, (images, labels) in enumerate(batches):
-            factor = rate_factor(training.schedule, step=(epoch - 1) * steps + step, steps=epochs * steps)
-            rates.append(training.optimizer.lr * factor)
-            for group in optimizer.param_groups:
-                group["lr"] = rates[-1]
+            place = Place((epoch - 1) * steps + step, steps, epochs, records)
+            rates.append(training.optimizer.lr * rate_factor(training, place))
+            set_rate(optimizer, rates[-1], momentum_at(training.schedule, place))
             optimizer.zero_grad(set_to_none=True)
             logits = class_logits(network, images_channels_last(images, self._dataset.options.layout))
-            loss = functional.cross_entropy(logits, labels)
+            loss = functional.cross_entropy(logits, labels, label_smoothing=training.label_smoothing)
             losses[step] = loss.detach()
             # every loss is looked at, but on an accelerator not one by one: that would wait for it at each step
             if self._device.type == "cpu" or step % _LOSS_CHECK_STEPS == _LOSS_CHECK_STEPS - 1 or step == steps - 1:
                 _check_losses(losses[: step + 1], rates, label=label, epoch=epoch)
             loss.backward()  # type: ignore[no-untyped-call]
+            if training.clip_norm:
+                torch.nn.utils.clip_grad_norm_(network.parameters(), training.clip_norm)
             optimizer.step()
             loss_sum += loss.detach().double() * len(labels)
             correct += (logits.detach().argmax(1) == labels).sum()
@@ -312,6 +318,15 @@ def _check_losses(losses: torch.Tensor, rates: list[float], *, label: str, epoch
         f"the loss became {losses[step].item()} in {label}, epoch {epoch}, step {step + 1}, at learning rate "
         f"{rates[step]:g}; a lower rate may help"
     )
+
+
+def _epochs_since_best(records: Sequence[dict[str, Any]]) -> int:
+    best, score = 0, None
+    for record in records:
+        found = Score(record["validation_accuracy"], record["validation_loss"], 1)
+        if score is None or found.better_than(score):
+            best, score = record["epoch"], found
+    return len(records) - best
 
 
 def _score_of(best: dict[str, Any], images: int) -> Score:

@@ -12,10 +12,10 @@ from core.data.datasets import Dataset, Split
 from core.events import READ_BY_WORKER, STAGES
 from core.graph.network import Network
 from core.job import Preprocess
-from core.recipe import Training
 from core.report import Cost
 from core.state import State
 from core.training.port import FitResult, Score, SplitName
+from core.training_settings import Training
 
 
 class Events(list[tuple[str, dict[str, Any]]]):

@@ -38,11 +38,12 @@ from core.graph_report import NetworkGraph
 from core.inspection import inspect_dataset, inspect_model
 from core.job import DatasetInput, JobInputs, ModelInput, ModelOptions
 from core.progress import Progress
-from core.recipe import CosineSchedule, Recipe, Requirements, Sgd, Training, parse_recipe
+from core.recipe import Recipe, Requirements, parse_recipe
 from core.report import Report
 from core.reproduction import reproduce
 from core.state import FILE
 from core.training.trainer import Trainer
+from core.training_settings import CosineSchedule, Sgd, Training
 from tests.core.fakes import Dying, Events, Killed, empty_state
 
 DIGITS = DatasetInput(path=None, sha256=None, format="digits")

@@ -99,7 +99,7 @@ def test_one_number_stands_for_all_channels() -> None:
         ({"steps": [STEP], "training": {"optimizer": {"name": "lion"}}}, "/training/optimizer",
          "no name 'lion' is known here", "'sgd', 'adamw'"),
         ({"steps": [STEP], "training": {"schedule": {}}}, "/training/schedule", "its name is missing",
-         "'constant', 'cosine', 'multistep'"),
+         "'constant', 'cosine', 'cosine_restarts', 'multistep', 'one_cycle', 'plateau'"),
         ({"steps": [STEP | {"fine_tune": {"optimizer": {"name": "adamw", "lrr": 1}}}]},
          "/steps/0/fine_tune/optimizer/lrr", "unknown field 'lrr', or one that is not built yet",
          "one of betas, lr, name, weight_decay"),
@@ -116,3 +116,38 @@ def test_a_field_named_like_a_tag_is_a_field() -> None:
     assert set(faults({"steps": [STEP], "sgd": 1, "training": {"optimizer": {"name": "sgd", "float": 1}}})) == {
         "/sgd", "/training/optimizer/float",
     }  # fmt: skip
+
+
+def test_spans_are_shares_or_epochs() -> None:
+    """0.5 is half of a training, 5 are epochs; a document that comes back from the database says the same."""
+    recipe = parse_recipe(
+        {
+            "training": {"warmup": 5, "schedule": {"name": "multistep", "milestones": [4, 9]}},
+            "steps": [STEP | {"fine_tune": {"epochs": 10, "warmup": 0.05, "clip_norm": 0}}],
+        }
+    )
+    assert parse_recipe(recipe.model_dump(mode="json")) == recipe
+    resolved = recipe.steps[0].fine_tune.resolved(recipe.training)
+    assert (type(recipe.training.warmup), resolved.warmup) == (int, 0.05)
+    assert resolved.schedule == recipe.training.schedule
+
+
+@pytest.mark.parametrize(
+    ("training", "pointer", "words"),
+    [
+        ({"warmup": 1.0}, "/training/warmup", "a number of epochs is an integer"),
+        ({"warmup": -1}, "/training/warmup", "at least 1"),
+        ({"warmup": "0.1"}, "/training/warmup", "must be a number"),
+        ({"schedule": {"name": "multistep", "milestones": [0]}}, "/training/schedule/milestones/0", "at least 1"),
+        ({"schedule": {"name": "multistep", "milestones": [0.5, 7]}}, "/training/schedule/milestones", "all shares"),
+        ({"schedule": {"name": "multistep", "milestones": [7, 3]}}, "/training/schedule/milestones", "ascend"),
+        ({"schedule": {"name": "multistep", "milestones": [12]}}, "", "the longest training with that schedule has 10"),
+        ({"schedule": {"name": "one_cycle", "momentum": [0.9, 0.8]}}, "/training/schedule/momentum", "[least, most]"),
+        ({"clip_norm": -1}, "/training/clip_norm", "at least 0"),
+        ({"label_smoothing": 1.0}, "/training/label_smoothing", "below 1"),
+    ],
+)
+def test_what_is_wrong_with_a_training(training: dict[str, Any], pointer: str, words: str) -> None:
+    found = faults({"training": training, "steps": [STEP]})
+    assert list(found) == [pointer]
+    assert words in f"{found[pointer].message} {found[pointer].expected}"

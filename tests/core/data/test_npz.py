@@ -175,8 +175,8 @@ def test_missing_and_unpaired_arrays_are_told_together(load: Load, make_npz: Npz
     faults = refusal(load, make_npz(x_train=X, y_train=Y[:-1], x_test=X, y_val=Y), DatasetUnsuitable)
     assert faults == {
         "/file/y_train": "x_train is 30×6×5, y_train is 29",
-        "/file/y_test": "the array y_test is missing",
-        "/file/x_val": "the array x_val is missing",
+        "/file/y_test": "y_test is missing",
+        "/file/x_val": "x_val is missing",
     }
     assert refusal(load, make_npz(x_test=X, y_test=Y), DatasetUnsuitable).keys() == {"/file/x_train", "/file/y_train"}
 

@@ -19,9 +19,10 @@ from core.graph.network import Network
 from core.graph.plans import channel_map, replay
 from core.methods.filter_norm import filter_groups, filter_norm, planned_rounds
 from core.outcome import Outcome
-from core.recipe import FineTune, Target
+from core.recipe import Target
 from core.saliency.filter_norms import weight_norms
 from core.targets import Goal
+from core.training_settings import FineTune
 from tests.core.fakes import Events, ScriptedTrainer, empty_state, small_dataset
 
 

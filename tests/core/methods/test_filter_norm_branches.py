@@ -19,8 +19,9 @@ from core.graph.importers import read_onnx
 from core.graph.lowering import trace
 from core.graph.network import Network
 from core.methods.filter_norm import filter_groups, filter_norm
-from core.recipe import FineTune, Target
+from core.recipe import Target
 from core.targets import Goal
+from core.training_settings import FineTune
 from core.widths import least_width, unit_multiple
 from tests.core.fakes import Events, ScriptedTrainer, empty_state, small_dataset
 from tests.core.graph.onnx_texts import model, saved

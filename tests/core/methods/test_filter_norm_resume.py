@@ -17,10 +17,11 @@ from core.graph.network import Network
 from core.methods.filter_norm import filter_norm
 from core.outcome import Outcome
 from core.progress import Progress
-from core.recipe import FineTune, Sgd, Target, Training
+from core.recipe import Target
 from core.state import State
 from core.targets import Goal
 from core.training.trainer import Trainer
+from core.training_settings import FineTune, Sgd, Training
 from tests.core.fakes import Dying, Events, Killed, small_dataset
 
 

@@ -19,11 +19,11 @@ from core.graph.lowering import trace
 from core.graph.network import Network, Origin, TensorSpec
 from core.job import Preprocess
 from core.progress import Progress
-from core.recipe import AdamW, ConstantSchedule, CosineSchedule, MultistepSchedule, Sgd, Training
 from core.state import State
 from core.training.memory_format import to_channels_last
 from core.training.port import FitResult, Score
 from core.training.trainer import Trainer, derived_seed
+from core.training_settings import AdamW, ConstantSchedule, CosineSchedule, MultistepSchedule, Sgd, Training
 from tests.core.fakes import Dying, Events, Killed, empty_state, small_dataset
 
 TRAINING = Training(optimizer=Sgd(lr=0.05), batch_size=16)

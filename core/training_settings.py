@@ -1,0 +1,209 @@
+"""How networks are trained, as a recipe says it: optimizer, schedule and the rest. Torch-free.
+
+`core.training` does what is said here.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Strict,
+    field_validator,
+    model_validator,
+)
+
+Item = TypeVar("Item")
+Items = Annotated[tuple[Item, ...], Strict(False)]  # a document has lists, strictly no tuples
+Share = Annotated[float, Field(gt=0, lt=1)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
+Epochs = Annotated[int, Field(ge=0, le=10_000)]
+Span = Annotated[int, Field(ge=1, le=10_000)] | Share
+"""Of a training: a float is a share of it, an integer a number of epochs."""
+
+
+class Section(BaseModel):
+    # strict: true is no number, "1" no integer; an integer is a number all the same
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+def check_span(value: Any) -> Any:
+    """Refuses what is neither a share nor a number of epochs, in words."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError("must be a number: a share of the training as a float (0.5), or epochs as an integer")
+    if isinstance(value, float) and not 0 < value < 1:
+        raise ValueError("a float is a share of the training, between 0 and 1; a number of epochs is an integer")
+    if isinstance(value, int) and value < 1:
+        raise ValueError("a number of epochs is at least 1")
+    return value
+
+
+def _is_zero(value: Any) -> bool:
+    return type(value) is int and value == 0
+
+
+# --- optimizers ------------------------------------------------------------------------------------------------------
+
+
+class Sgd(Section):
+    """Stochastic gradient descent with (Nesterov) momentum."""
+
+    name: Literal["sgd"] = "sgd"
+    lr: float = Field(0.01, gt=0, le=100)
+    momentum: float = Field(0.9, ge=0, lt=1)
+    nesterov: bool = True
+    weight_decay: float = Field(1e-4, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _nesterov_needs_momentum(self) -> Sgd:
+        if self.nesterov and self.momentum == 0:
+            raise ValueError("nesterov needs momentum above 0; set nesterov: false or momentum: 0.9")
+        return self
+
+
+class AdamW(Section):
+    """AdamW (Loshchilov & Hutter 2019)."""
+
+    name: Literal["adamw"]
+    lr: float = Field(1e-3, gt=0, le=100)
+    betas: Annotated[tuple[Beta, Beta], Strict(False)] = (0.9, 0.999)
+    weight_decay: float = Field(1e-2, ge=0, le=1)
+
+
+# --- schedules -------------------------------------------------------------------------------------------------------
+
+
+class ConstantSchedule(Section):
+    """The same rate throughout."""
+
+    name: Literal["constant"]
+
+
+class MultistepSchedule(Section):
+    """The rate times `gamma` at each milestone. Milestones are shares of the training, or numbers of epochs done."""
+
+    name: Literal["multistep"]
+    milestones: Items[Annotated[Span, BeforeValidator(check_span)]] = (0.5, 0.75)
+    gamma: float = Field(0.1, gt=0, lt=1)
+
+    @field_validator("milestones")
+    @classmethod
+    def _ascending(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if len({type(item) for item in value}) > 1:
+            raise ValueError("milestones are all shares (floats), or all numbers of epochs (integers)")
+        if list(value) != sorted(set(value)):
+            raise ValueError("milestones must ascend, each once")
+        return value
+
+
+class CosineSchedule(Section):
+    """From the rate down to `final` times the rate along half a cosine, once per batch."""
+
+    name: Literal["cosine"] = "cosine"
+    final: float = Field(0.0, ge=0, lt=1)
+
+
+class CosineRestartsSchedule(Section):
+    """`cycles` half cosines one after the other, each `multiplier` times as long as the one before (Loshchilov & Hutter
+    2017). They fill the training: 3 cycles with a multiplier of 2 take 1/7, 2/7 and 4/7 of it."""
+
+    name: Literal["cosine_restarts"]
+    cycles: int = Field(3, ge=2, le=100)
+    multiplier: float = Field(1.0, ge=1, le=10)
+    final: float = Field(0.0, ge=0, lt=1)
+
+
+class OneCycleSchedule(Section):
+    """Up from `start` times the rate to the rate at `peak` of the training, then down to `final` times it, both along
+    half a cosine (Smith & Topin 2018, as in `torch.optim.lr_scheduler.OneCycleLR`). The momentum (of AdamW the first
+    beta) goes the other way between the two of `momentum`; null leaves it alone."""
+
+    name: Literal["one_cycle"]
+    peak: Share = 0.3
+    start: float = Field(0.04, gt=0, le=1)
+    final: float = Field(4e-6, ge=0, le=1)
+    momentum: Annotated[tuple[Beta, Beta], Strict(False)] | None = (0.85, 0.95)
+
+    @field_validator("momentum")
+    @classmethod
+    def _ascending(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
+        if value is not None and not 0 < value[0] <= value[1]:
+            raise ValueError("momentum is [least, most], both above 0")
+        return value
+
+
+class PlateauSchedule(Section):
+    """The rate times `factor` once `watch` on the validation split has not become better for more than `patience`
+    epochs, down to `minimum` times the rate (`torch.optim.lr_scheduler.ReduceLROnPlateau`). Better is lower (loss) or
+    higher (accuracy) by more than `threshold`, a share of the best."""
+
+    name: Literal["plateau"]
+    watch: Literal["loss", "accuracy"] = "loss"
+    factor: float = Field(0.1, gt=0, lt=1)
+    patience: int = Field(5, ge=0, le=1_000)
+    threshold: float = Field(1e-3, ge=0, lt=1)
+    minimum: float = Field(0.0, ge=0, lt=1)
+
+
+# --- the whole -------------------------------------------------------------------------------------------------------
+
+Optimizer = Annotated[Sgd | AdamW, Discriminator("name")]
+Schedule = Annotated[
+    ConstantSchedule | MultistepSchedule | CosineSchedule | CosineRestartsSchedule | OneCycleSchedule | PlateauSchedule,
+    Discriminator("name"),
+]
+Augment = Literal["none", "crop", "crop_flip"]
+BatchSize = Annotated[int, Field(ge=1, le=65_536)]
+Warmup = Annotated[
+    Annotated[int, Field(ge=0, le=10_000)] | Share,
+    BeforeValidator(lambda value: value if value is None or _is_zero(value) else check_span(value)),
+]
+ClipNorm = Annotated[float, Field(ge=0, le=1e6)]
+Smoothing = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Training(Section):
+    """The defaults of every training in the recipe; a step's `fine_tune` may override each field.
+
+    `warmup`: the rate grows from 0 over that share or number of epochs, times what the schedule says (Goyal 2017).
+    `clip_norm`: gradients of a larger 2-norm, all together, are scaled down to it; 0: never. `label_smoothing`: that
+    share of the target goes to all classes alike (Szegedy 2016), in training only. `early_stop`: the training ends once
+    its best epoch on the validation split lies that many epochs back; 0: never. It is not for the rounds of a method
+    that counts their epochs.
+    """
+
+    optimizer: Optimizer = Sgd()
+    schedule: Schedule = CosineSchedule()
+    warmup: Warmup = 0
+    batch_size: BatchSize = 128
+    augment: Augment = "none"
+    clip_norm: ClipNorm = 0.0
+    label_smoothing: Smoothing = 0.0
+    early_stop: Epochs = 0
+    restore_best: bool = True
+
+
+class FineTune(Section):
+    """Training after a step. Fields left out are those of `training`."""
+
+    policy: Literal["once"] = "once"
+    epochs: Epochs = 10
+    optimizer: Optimizer | None = None
+    schedule: Schedule | None = None
+    warmup: Warmup | None = None
+    batch_size: BatchSize | None = None
+    augment: Augment | None = None
+    clip_norm: ClipNorm | None = None
+    label_smoothing: Smoothing | None = None
+    early_stop: Epochs | None = None
+    restore_best: bool | None = None
+
+    def resolved(self, defaults: Training) -> Training:
+        """`defaults` with what this section overrides."""
+        given = {name: getattr(self, name) for name in Training.model_fields}
+        return defaults.model_copy(update={name: value for name, value in given.items() if value is not None})
