@@ -47,7 +47,9 @@ def test_the_files_are_listed(api: Api, job: str) -> None:
         assert answer.headers["x-content-type-options"] == "nosniff"
 
 
-@pytest.mark.parametrize("header", [f'"{SHA256}"', f'W/"{SHA256}"', f'"x", "{SHA256}"', "*"])
+@pytest.mark.parametrize(
+    "header", [f'"{SHA256}"', f'W/"{SHA256}"', f'"x", "{SHA256}"', "*"], ids=["strong", "weak", "one of several", "any"]
+)  # the same in every process
 def test_what_one_has_is_not_sent_again(api: Api, job: str, header: str) -> None:
     answer = api.http.get(f"{job}/artifacts/pruned.onnx", headers={"If-None-Match": header})
     assert (answer.status_code, answer.content, answer.headers["etag"]) == (304, b"", f'"{SHA256}"')
