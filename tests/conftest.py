@@ -26,10 +26,9 @@ def group_of(item: pytest.Item) -> str:
     return place.as_posix()
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(group_of(item)))
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Before pytest-xdist looks, which is when all are there."""
+    item.add_marker(pytest.mark.xdist_group(group_of(item)))
 
 
 @pytest.fixture(scope="session", autouse=True)
