@@ -49,7 +49,7 @@ up: $(VENV)/.app
 	$(BIN)/billhook up
 
 test: $(VENV)/.dev $(if $(CI),$(VENV)/.zoo)
-	$(BIN)/python -m pytest $(if $(ARGS),$(ARGS),--numprocesses auto --maxprocesses 4 --dist loadgroup)
+	$(BIN)/python -m pytest $(if $(ARGS),$(ARGS),--numprocesses auto --maxprocesses 4 --dist loadfile)
 
 zoo: $(VENV)/.zoo
 

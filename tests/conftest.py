@@ -1,4 +1,4 @@
-"""How the tests are dealt out where several processes run them (`make test`; `pytest -n`, of pytest-xdist)."""
+"""How the tests are dealt out where several processes run them (`make test`; `pytest -n`): file by file."""
 
 from __future__ import annotations
 
@@ -9,26 +9,12 @@ from pathlib import Path
 import pytest
 
 TESTS = Path(__file__).parent
-SERVICES = frozenset({"api", "client", "e2e", "store", "worker"})
-"""They start servers and workers, kill them and wait for them: one after the other."""
-
-BY_NETWORK = frozenset({"core/graph/test_architectures.py", "zoo/test_subset.py"})
-"""Long files whose tests are of one network each: those of a network go together. Of other files the whole does."""
+LONG = ("zoo/test_subset.py", "core/graph/test_architectures.py")
+"""They begin first, so that no process is left alone with one of them at the end."""
 
 
-def group_of(item: pytest.Item) -> str:
-    """What goes to one process with this test."""
-    place = item.path.relative_to(TESTS)
-    if place.parts[0] in SERVICES:
-        return "services"
-    if place.as_posix() in BY_NETWORK:
-        return f"{place.as_posix()} {item.name.partition('[')[2]}"
-    return place.as_posix()
-
-
-def pytest_itemcollected(item: pytest.Item) -> None:
-    """Before pytest-xdist looks, which is when all are there."""
-    item.add_marker(pytest.mark.xdist_group(group_of(item)))
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.relative_to(TESTS).as_posix() not in LONG)
 
 
 @pytest.fixture(scope="session", autouse=True)
