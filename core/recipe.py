@@ -17,7 +17,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from core.documents import DocumentInvalid, load_yaml
 from core.errors import Fault, RecipeInvalid
 from core.faults import faults_of, given
-from core.training_settings import FineTune, Items, MultistepSchedule, Schedule, Section, Share, Training
+from core.training_settings import FineTune, Items, MultistepSchedule, Section, Share, Training
 
 # --- steps -----------------------------------------------------------------------------------------------------------
 
@@ -148,20 +148,39 @@ class Recipe(Section):
     requirements: Requirements = Requirements()
 
     @model_validator(mode="after")
-    def _milestones_are_reached(self) -> Recipe:
-        """Of no training that a milestone was meant for may it lie behind the end."""
-        lengths: dict[Schedule, list[int]] = {}
-        for step in self.steps:
-            lengths.setdefault(self.training.schedule, []).append(step.every_epochs)
-            lengths.setdefault(step.fine_tune.resolved(self.training).schedule, []).append(step.fine_tune.epochs)
-        for schedule, epochs in lengths.items():
-            last = schedule.milestones[-1] if isinstance(schedule, MultistepSchedule) and schedule.milestones else 0
-            if last >= max(epochs) and last >= 1:
+    def _reached(self) -> Recipe:
+        """A milestone, or the end of a warm-up, may not lie behind the end of every training that it is meant for."""
+        milestones: dict[int, int] = {}
+        warmups: dict[int, int] = {}
+        for training, epochs in self.trainings():
+            schedule = training.schedule
+            if isinstance(schedule, MultistepSchedule) and schedule.milestones:
+                last = schedule.milestones[-1]
+                if isinstance(last, int):
+                    milestones[last] = max(epochs, milestones.get(last, 0))
+            if isinstance(training.warmup, int):
+                warmups[training.warmup] = max(epochs, warmups.get(training.warmup, 0))
+        for last, epochs in milestones.items():
+            if last >= epochs:
                 raise ValueError(
                     f"a milestone after {last} epochs is never reached: the longest training with that schedule has "
-                    f"{max(epochs)}"
+                    f"{epochs}"
+                )
+        for warmup, epochs in warmups.items():
+            if warmup > epochs:
+                raise ValueError(
+                    f"a warmup of {warmup} epochs never ends: the longest training with it has {epochs}, and the rate "
+                    "would never be lr"
                 )
         return self
+
+    def trainings(self) -> list[tuple[Training, int]]:
+        """Settings and epochs of each kind of training that the steps ask for."""
+        found = []
+        for step in self.steps:
+            found.append((self.training, step.every_epochs))
+            found.append((step.fine_tune.resolved(self.training), step.fine_tune.epochs))
+        return found
 
     @field_validator("version", mode="before")
     @classmethod

@@ -142,6 +142,7 @@ def test_spans_are_shares_or_epochs() -> None:
         ({"schedule": {"name": "multistep", "milestones": [0.5, 7]}}, "/training/schedule/milestones", "all shares"),
         ({"schedule": {"name": "multistep", "milestones": [7, 3]}}, "/training/schedule/milestones", "ascend"),
         ({"schedule": {"name": "multistep", "milestones": [12]}}, "", "the longest training with that schedule has 10"),
+        ({"warmup": 11}, "", "a warmup of 11 epochs never ends: the longest training with it has 10"),
         ({"schedule": {"name": "one_cycle", "momentum": [0.9, 0.8]}}, "/training/schedule/momentum", "[least, most]"),
         ({"clip_norm": -1}, "/training/clip_norm", "at least 0"),
         ({"label_smoothing": 1.0}, "/training/label_smoothing", "below 1"),

@@ -125,6 +125,27 @@ def test_a_norm_of_several_examples_is_no_instance_norm(tmp_path: Path) -> None:
         read_back(Joined(), tmp_path, torch.randn(3, 3, 6, 6), decomposed=True, dynamic=None)
 
 
+@pytest.mark.parametrize("decomposed", [False, True])
+def test_layers_that_are_called_twice_are_one(decomposed: bool, tmp_path: Path) -> None:
+    """Decomposed, each call has a transposed view of the weight of its own."""
+
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.square = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 3, padding=1)
+            self.hidden, self.head = nn.Linear(8, 8), nn.Linear(8, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.square(self.square(self.conv(x)).relu()).mean((2, 3))
+            return self.head(self.hidden(self.hidden(x).relu()))
+
+    module, images = randomised(Twice()), torch.randn(2, 3, 6, 6)
+    network = read_back(module, tmp_path, images, decomposed=decomposed)
+    counted = [sum(item.numel() for item in owner.parameters()) for owner in (module, network)]
+    assert counted[0] == counted[1]
+    assert max(differences(module, network, images)) < 1e-12
+
+
 def test_faults_are_capped(tmp_path: Path) -> None:
     class Many(nn.Module):
         def __init__(self) -> None:
