@@ -30,37 +30,38 @@ Refuses
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from functools import cache
 from typing import Any, Literal
 
 from core.data.datasets import Dataset
-from core.errors import Fault, NothingRemoved, TargetUnreachable
 from core.events import Emit
 from core.graph.counts import Counts, count
-from core.graph.cuts import cut
 from core.graph.exactness import check_cut
-from core.graph.groups import ChannelGroup, channel_groups
+from core.graph.groups import ChannelGroup
 from core.graph.network import Network
-from core.graph.operators.convolution import CONVOLUTIONS
 from core.graph.plans import replay
 from core.outcome import Outcome
 from core.recipe import FilterNorm
 from core.report import Check, Cost, FrontPoint
+from core.rounds import (
+    Scope,
+    cut_no_more_than_needed,
+    filter_groups,
+    least_of,
+    planned_rounds,
+    require_reachable,
+    select,
+)
 from core.saliency.filter_norms import FilterNorms
 from core.state import State
 from core.targets import Goal
 from core.training.port import FitResult, TrainerPort, add_costs
 from core.training_settings import FineTune
-from core.widths import Chunk, chunks, least_width, removal_of, share_of, simulated_widths, take, unit_multiple
 
 PROOF_IMAGES = 4
 """Real inputs that each cut is proved on, in float64."""
-
-Scope = Literal["local", "global"]
 
 
 def filter_norm(
@@ -192,132 +193,7 @@ def filter_norm(
     return Outcome(network, run.plan, run.front, run.cost, run.checks)
 
 
-# --- which filters ----------------------------------------------------------------------------------------------------
-
-
-def filter_groups(network: Network) -> list[ChannelGroup]:
-    """The groups that may be cut and hold a convolution's filters. Groups of linear layers alone are left alone."""
-    layers = network.layers()
-    return [
-        group
-        for group in channel_groups(network).groups
-        if group.cuttable and any(isinstance(layers[producer.layer], CONVOLUTIONS) for producer in group.producers)
-    ]
-
-
-def select(
-    groups: Sequence[ChannelGroup],
-    scores: Mapping[str, Sequence[float]],
-    *,
-    scope: Scope,
-    ratio: float,
-    channel_multiple: int,
-    carried: Mapping[str, Fraction],
-) -> tuple[list[Chunk], dict[str, Fraction]]:
-    """Algorithm 2, PruneAllConv2DLayers: what goes in this round, weakest first, and what is left over for the next.
-
-    `scores` and, for `scope: local`, `carried` are per group name; for `scope: global`, `carried` has the one key "".
-    Across groups, local scope orders chunks by their score relative to their group's mean (raw norms of different
-    layers are not comparable, and it does not compare them otherwise); global scope by the score itself, as it ranks.
-    """
-    found = {
-        group.name: chunks(group.name, scores[group.name], unit_multiple(group, channel_multiple), group.always_kept)
-        for group in groups
-    }
-    if scope == "global":
-        pool = sorted((chunk for own in found.values() for chunk in own), key=lambda chunk: chunk.score)
-        owed = carried.get("", Fraction(0)) + share_of(sum(group.width for group in groups), ratio)
-        taken, left = take(pool, owed)
-        return taken, {"": left}
-    relative: list[tuple[float, Chunk]] = []
-    left_over = {}
-    for group in groups:
-        owed = carried.get(group.name, Fraction(0)) + share_of(group.width, ratio)
-        taken, left_over[group.name] = take(found[group.name], owed)
-        mean = sum(scores[group.name]) / group.width
-        relative += [(chunk.score / mean if mean > 0 else 0.0, chunk) for chunk in taken]
-    return [chunk for _, chunk in sorted(relative, key=lambda item: item[0])], left_over
-
-
-def cut_no_more_than_needed(
-    network: Network, chosen: list[Chunk], target: Goal
-) -> tuple[dict[str, list[int]], Network, dict[str, Any]]:
-    """Removes the shortest beginning of `chosen` with which `target` holds; all of it where it does not hold even then.
-
-    Returns what was removed, the smaller network and the plan entry.
-    """
-
-    def met(number: int) -> bool:
-        return target.met(count(cut(network, removal_of(chosen[:number]))[0]))
-
-    smaller, entry = cut(network, removal_of(chosen))
-    if len(chosen) > 1 and target.met(count(smaller)):
-        fewer = 1 + bisect_left(range(1, len(chosen)), True, key=met)
-        if fewer < len(chosen):
-            chosen = chosen[:fewer]
-            smaller, entry = cut(network, removal_of(chosen))
-    return removal_of(chosen), smaller, entry
-
-
-# --- before any training ----------------------------------------------------------------------------------------------
-
-
-def require_reachable(network: Network, target: Goal, *, channel_multiple: int, step: int) -> None:
-    """Raises `NothingRemoved` where nothing may go, `TargetUnreachable` where all that may go is not enough."""
-    groups = filter_groups(network)
-    frozen = channel_groups(network).frozen
-    reasons = "; ".join(f"{', '.join(item.layers)} ({item.reason}: {item.operator} {item.node})" for item in frozen)
-    if not groups:
-        raise NothingRemoved(f"no convolution of this network may be cut. Frozen: {reasons or 'nothing'}")
-    widths = {group.name: _least(group, channel_multiple) for group in groups}
-    removal = {group.name: list(range(group.width - widths[group.name])) for group in groups}
-    removal = {name: units for name, units in removal.items() if units}
-    if not removal:
-        message = f"no layer is wide enough to lose channels and keep a multiple of {channel_multiple}"
-        described = ", ".join(f"{group.name} has {group.width}" for group in groups)
-        fault = Fault("/export/channel_multiple", f"{message}: {described}", "a smaller channel_multiple")
-        raise NothingRemoved(message, faults=[fault])
-    missed = [result for result in target.results(count(cut(network, removal)[0])) if not result.met]
-    if not missed:
-        return
-    faults = [
-        Fault(f"/steps/{step}/target/{result.name}", f"{result.reached:.4g} is the least that can remain",
-              target.least(result))
-        for result in missed
-    ]  # fmt: skip
-    least = ", ".join(f"{result.name} {result.reached:.4g} (asked: {result.target:g})" for result in missed)
-    raise TargetUnreachable(
-        f"with every layer at its least width (channel_multiple {channel_multiple}) there remain {least}. "
-        f"Frozen: {reasons or 'nothing'}",
-        faults=faults,
-    )
-
-
-def planned_rounds(network: Network, target: Goal, *, ratio: float, channel_multiple: int) -> list[int]:
-    """MACs at the start of each round that is expected until `target` holds (or widths are least), and after the last.
-
-    Widths are simulated with local scope (which the scores do not enter); the last round, which takes only what the
-    target needs, is taken to go half of its way; counts in between are on a straight line. Only the progress depends
-    on it.
-    """
-    groups = filter_groups(network)
-    widths = {group.name: group.width for group in groups}
-    multiples = {group.name: (unit_multiple(group, channel_multiple), group.always_kept) for group in groups}
-
-    @cache
-    def after(rounds: int) -> Counts:
-        left = simulated_widths(widths, multiples, ratio, rounds)
-        removal = {name: list(range(widths[name] - left[name])) for name in left if left[name] < widths[name]}
-        return count(cut(network, removal)[0]) if removal else count(network)
-
-    if target.met(count(network)):
-        return [count(network).macs]
-    most, least = 1, {group.name: _least(group, channel_multiple) for group in groups}
-    while not target.met(after(most)) and simulated_widths(widths, multiples, ratio, most) != least:
-        most *= 2
-    rounds = 1 + bisect_left(range(1, most), True, key=lambda number: target.met(after(number)))
-    first, last = count(network).macs, (after(rounds - 1).macs + after(rounds).macs) // 2
-    return [first + (last - first) * number // rounds for number in range(rounds + 1)]
+# --- what is told beforehand ------------------------------------------------------------------------------------------
 
 
 def planned_trainings(
@@ -328,15 +204,11 @@ def planned_trainings(
     return [*((step.every_epochs, macs) for macs in rounds), *([(step.fine_tune.epochs, last)] if rounds else [])]
 
 
-def _least(group: ChannelGroup, channel_multiple: int) -> int:
-    return least_width(group.width, unit_multiple(group, channel_multiple), group.always_kept)
-
-
 def _described(groups: Sequence[ChannelGroup], channel_multiple: int) -> dict[str, Any]:
     return {
         group.name: {
             "width": group.width,
-            "least": _least(group, channel_multiple),
+            "least": least_of(group, channel_multiple),
             "layers": [producer.layer for producer in group.producers],
         }
         for group in groups

@@ -17,9 +17,10 @@ from core.graph.groups import channel_groups
 from core.graph.lowering import trace
 from core.graph.network import Network
 from core.graph.plans import channel_map, replay
-from core.methods.filter_norm import filter_groups, filter_norm, planned_rounds
+from core.methods.filter_norm import filter_norm
 from core.outcome import Outcome
 from core.recipe import Target
+from core.rounds import filter_groups, planned_rounds
 from core.saliency.filter_norms import weight_norms
 from core.targets import Goal
 from core.training_settings import FineTune
