@@ -17,7 +17,8 @@ class Outcome:
     """`plan`: what was done to the network that the method was given, replayable on it (`core.graph.plans.replay`).
 
     `front`: every network visited. `checks`: the proof of each cut. `cost`: of all training in the step.
-    `skipped`: why nothing was to be done (the target held already); then the plan is empty.
+    `skipped`: why nothing was to be done (the target held already); then the plan is empty. `warnings`: what a reader
+    of the report should know.
     """
 
     network: Network
@@ -26,6 +27,7 @@ class Outcome:
     cost: Cost
     checks: list[Check]
     skipped: str | None = None
+    warnings: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -61,6 +63,7 @@ class Done:
         """One step more is done."""
         if outcome.skipped is not None:
             self.warnings.append(f"step {self.steps} was skipped: {outcome.skipped}")
+        self.warnings += outcome.warnings
         self.network = outcome.network
         self.steps += 1
         self.plan += outcome.plan

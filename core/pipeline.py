@@ -156,15 +156,16 @@ class _Job:
         self.emit("baseline/start")
         self.progress.begin("baseline", "baseline")
         if "baseline" not in state:
-            correct = 0
+            correct, accuracies = 0, {}
             for split in ("validation", "test"):
                 score = trainer.evaluate(original, split, macs=counts.macs)
                 self.emit(f"baseline/{split}", accuracy=score.accuracy, loss=score.loss, images=score.images)
                 correct += round(score.accuracy * score.images)
-            state.put(baseline=correct)
+                accuracies[split] = score.accuracy
+            state.put(baseline={"correct": correct, **accuracies})
         if not self.recipe.allow_near_chance:
             labels = torch.cat([dataset.splits["validation"].y, dataset.splits["test"].y])
-            check_better_than_guessing(state["baseline"], torch.bincount(labels).tolist())
+            check_better_than_guessing(state["baseline"]["correct"], torch.bincount(labels).tolist())
         self.progress.end("baseline")
 
     def _insert(self, original: Network, dataset: Dataset, trainer: Trainer) -> tuple[Network, dict[str, Any] | None]:
@@ -197,7 +198,7 @@ class _Job:
             outcome = METHODS[step.method](
                 done.network,
                 dataset,
-                target=Goal(step.target, counts),
+                target=Goal(step.target, counts, state["baseline"]["validation"]),
                 fine_tune=step.fine_tune,
                 trainer=trainer,
                 emit=self.emit,
@@ -258,10 +259,12 @@ class _Job:
             self.recipe.requirements.overridden_by(self.inputs.requirements), variants["original"], variants["pruned"]
         )
         first, last = count(original), count(done.network)
+        lost = variants["original"].validation.accuracy - variants["pruned"].validation.accuracy
+        goals = {f"step/{index}/": Goal(step.target, first) for index, step in enumerate(self.recipe.steps)}
         targets = [
             result
-            for index, step in enumerate(self.recipe.steps)
-            for result in Goal(step.target, first).results(last, prefix=f"step/{index}/")
+            for prefix, goal in goals.items()
+            for result in [*goal.results(last, prefix=prefix), *goal.guard_result(lost, prefix=prefix)]
         ]
         report = Report(
             variants=variants,

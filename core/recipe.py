@@ -25,11 +25,16 @@ Remaining = Annotated[float, Field(gt=0, le=1)] | Annotated[int, Field(ge=1)]
 
 
 class Target(Section):
-    """What must remain at most: a float is a share of the original (0.5 = half), an integer a count. All must hold."""
+    """What must remain at most: a float is a share of the original (0.5 = half), an integer a count. All must hold.
+
+    `max_accuracy_drop` is a guard: the step ends with the smallest network it has seen that lost no more than that much
+    of the original's validation accuracy (0-1), whether or not the rest of the target is met with it.
+    """
 
     params: Remaining | None = None
     macs: Remaining | None = None
     filters: Remaining | None = None
+    max_accuracy_drop: Annotated[float, Field(ge=0, lt=1)] | None = None
 
     @field_validator("params", "macs", "filters", mode="before")
     @classmethod
@@ -49,8 +54,12 @@ class Target(Section):
     @model_validator(mode="after")
     def _not_empty(self) -> Target:
         if self.params is None and self.macs is None and self.filters is None:
-            raise ValueError("needs at least one of params, macs, filters")
+            raise ValueError("needs at least one of params, macs, filters; max_accuracy_drop is a guard beside them")
         return self
+
+    def sizes(self) -> dict[str, float]:
+        """What must remain at most, of what is set."""
+        return self.model_dump(exclude_none=True, exclude={"max_accuracy_drop"})
 
 
 class FilterNorm(Section):

@@ -114,10 +114,15 @@ class RequirementResult(_Record):
 
 
 class Cost(_Record):
-    """What pruning and fine-tuning cost. `epoch_params` is the sum over epochs of the parameters trained in them."""
+    """What pruning and fine-tuning cost. `epoch_params` is the sum over epochs of the parameters trained in them.
+
+    `kept`: up to the best epoch, where a training ends with its weights (Velici 2022, section 3.5), else all of them.
+    """
 
     epochs: int = 0
+    epochs_kept: int = 0
     epoch_params: int = 0
+    epoch_params_kept: int = 0
     images: int = 0
     seconds: float = 0.0
 

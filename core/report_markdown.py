@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Sequence
 
-from core.report import Latency, Report, Variant
+from core.report import Cost, Latency, Report, Variant
 
 _MIB = 2**20
 
@@ -31,11 +31,7 @@ def to_markdown(report: Report) -> str:
         "## Networks visited",
         _front(report),
         "## Cost of pruning",
-        _table(
-            ["epochs", "images", "epoch-parameters", "seconds"],
-            [[f"{report.cost.epochs}", f"{report.cost.images:,}", f"{report.cost.epoch_params:,}",
-              f"{report.cost.seconds:,.1f}"]],
-        ),
+        _cost(report.cost),
         "## How it was measured",
         _method(report),
         "## Inputs and environment",
@@ -44,6 +40,14 @@ def to_markdown(report: Report) -> str:
         f"```\n{report.reproduce}\n```",
     ]  # fmt: skip
     return "\n\n".join(parts) + "\n"
+
+
+def _cost(cost: Cost) -> str:
+    cells = [f"{cost.epochs} ({cost.epochs_kept})", f"{cost.epoch_params:,} ({cost.epoch_params_kept:,})",
+             f"{cost.images:,}", f"{cost.seconds:,.1f}"]  # fmt: skip
+    return "In brackets: without the epochs after the best one of each training.\n\n" + _table(
+        ["epochs", "epoch-parameters", "images", "seconds"], [cells]
+    )
 
 
 def _verdict(report: Report) -> str:

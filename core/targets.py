@@ -9,18 +9,23 @@ from core.graph.counts import Counts
 from core.recipe import Target
 from core.report import TargetResult
 
+ROUNDING = 1e-9
+"""0.98 - 0.97 is 0.010000000000000009, and no more than 0.01."""
+
 
 @dataclass(frozen=True)
 class Goal:
-    """A step's target and the counts of the original. A float is a share of the original, an integer a count."""
+    """A step's target and the original's counts and validation accuracy (0-1). A float is a share of the original, an
+    integer a count."""
 
     target: Target
     original: Counts
+    accuracy: float | None = None
 
     def results(self, counts: Counts, *, prefix: str = "") -> list[TargetResult]:
         """Each key of the target: what was asked, what `counts` reach (share or count, as asked), whether it holds."""
         found = []
-        for key, wanted in self.target.model_dump(exclude_none=True).items():
+        for key, wanted in self.target.sizes().items():
             present, original = getattr(counts, key), getattr(self.original, key)
             if isinstance(wanted, int):
                 reached, met = float(present), present <= wanted
@@ -30,6 +35,14 @@ class Goal:
             found.append(TargetResult(name=f"{prefix}{key}", target=wanted, reached=reached, met=met))
         return found
 
+    def guard_result(self, lost: float, *, prefix: str = "") -> list[TargetResult]:
+        """What came of `max_accuracy_drop`; `lost`: of the original's validation accuracy."""
+        allowed = self.target.max_accuracy_drop
+        if allowed is None:
+            return []
+        met = lost <= allowed + ROUNDING
+        return [TargetResult(name=f"{prefix}max_accuracy_drop", target=allowed, reached=lost, met=met)]
+
     def least(self, result: TargetResult) -> str:
         """What the target could be at least, `result.reached`, in the unit that it was given in."""
         if isinstance(getattr(self.target, result.name), int):
@@ -37,5 +50,5 @@ class Goal:
         return f"at least {result.reached:.4g}"
 
     def met(self, counts: Counts) -> bool:
-        """Whether all keys hold."""
+        """Whether all sizes hold."""
         return all(result.met for result in self.results(counts))

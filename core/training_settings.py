@@ -13,8 +13,10 @@ from pydantic import (
     ConfigDict,
     Discriminator,
     Field,
+    SerializerFunctionWrapHandler,
     Strict,
     field_validator,
+    model_serializer,
     model_validator,
 )
 
@@ -188,11 +190,90 @@ class Training(Section):
     restore_best: bool = True
 
 
-class FineTune(Section):
-    """Training after a step. Fields left out are those of `training`."""
+# --- when a method that goes in rounds fine-tunes --------------------------------------------------------------------
 
-    policy: Literal["once"] = "once"
-    epochs: Epochs = 10
+Round = Annotated[int, Field(ge=1, le=10_000)]
+
+
+class Moments(Section):
+    """After which rounds of a method there is a fine-tuning, besides the one at the end, which is always there.
+
+    Exactly one of `loops` (that many in all, spread evenly over the rounds that are planned, the last at the end),
+    `at` (after these rounds, from 1), `every` (after every so many rounds) and `threshold` (whenever the cuts since the
+    last fine-tuning, or since the beginning, have cost more than that much validation accuracy, 0-1).
+    """
+
+    loops: Annotated[int, Field(ge=1, le=1_000)] | None = None
+    at: Annotated[Items[Round], Field(min_length=1, max_length=10_000)] | None = None
+    every: Round | None = None
+    threshold: Annotated[float, Field(gt=0, lt=1)] | None = None
+
+    @field_validator("at")
+    @classmethod
+    def _ascending(cls, value: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        if value is not None and list(value) != sorted(set(value)):
+            raise ValueError("rounds must ascend, each once")
+        return value
+
+    def _given(self) -> list[str]:
+        return [name for name in Moments.model_fields if getattr(self, name) is not None]
+
+    @model_validator(mode="after")
+    def _one(self) -> Moments:
+        if len(self._given()) != 1:
+            raise ValueError(f"needs exactly one of {', '.join(Moments.model_fields)}")
+        return self
+
+
+class Policy(Moments):
+    """`once`: at the end only. Otherwise `Moments`; or `low`, a number of epochs after every round, with `high`, the
+    moments at which the fine-tuning has its whole number of epochs instead (Velici 2022, section 3.5)."""
+
+    low: Annotated[int, Field(ge=1, le=10_000)] | None = None
+    high: Moments | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> Policy:
+        given = self._given()
+        if (self.low is None) != (self.high is None):
+            raise ValueError("low and high go together: low: 2, high: {loops: 4}")
+        if self.high is not None and given:
+            raise ValueError(f"with low, {', '.join(given)} goes into high: low: 2, high: {{loops: 4}}")
+        if self.high is None and len(given) > 1:
+            raise ValueError(f"needs one of {', '.join(given)}, not all; or once")
+        return self
+
+    @property
+    def moments(self) -> Moments | None:
+        """When there is a whole fine-tuning; None: at the end only."""
+        if self.high is not None:
+            return self.high
+        return self if self._given() else None
+
+    @model_serializer(mode="wrap")
+    def _as_written(self, handler: SerializerFunctionWrapHandler) -> Any:
+        written = {name: value for name, value in handler(self).items() if value is not None}
+        if "high" in written:
+            written["high"] = {name: value for name, value in written["high"].items() if value is not None}
+        return written or "once"
+
+
+def _policy(value: Any) -> Any:
+    if value == "once":
+        return Policy()
+    if isinstance(value, Policy):
+        return value
+    known = "once, {loops: 4}, {at: [6, 12]}, {every: 2}, {threshold: 0.01} or {low: 2, high: {loops: 4}}"
+    if not isinstance(value, dict) or not value:
+        raise ValueError(f"is one of {known}")
+    return value
+
+
+class FineTune(Section):
+    """Training after a step, and between the rounds of one. Fields left out are those of `training`."""
+
+    policy: Annotated[Policy, BeforeValidator(_policy, json_schema_input_type=Literal["once"] | Policy)] = Policy()
+    epochs: Epochs = Field(10, description="of each fine-tuning")
     optimizer: Optimizer | None = None
     schedule: Schedule | None = None
     warmup: Warmup | None = None

@@ -42,6 +42,7 @@ from core.graph.exactness import check_cut
 from core.graph.groups import ChannelGroup
 from core.graph.network import Network
 from core.graph.plans import replay
+from core.guard import Guard
 from core.outcome import Outcome
 from core.recipe import FilterNorm
 from core.report import Check, Cost, FrontPoint
@@ -57,6 +58,7 @@ from core.rounds import (
 from core.saliency.filter_norms import FilterNorms
 from core.state import State
 from core.targets import Goal
+from core.training.policies import FineTuning, expected_trainings
 from core.training.port import FitResult, TrainerPort, add_costs
 from core.training_settings import FineTune
 
@@ -81,7 +83,8 @@ def filter_norm(
     state: State,
     step: int = 0,
 ) -> Outcome:
-    """Prunes `network` in rounds until `target` holds, then fine-tunes. See the top of this file.
+    """Prunes `network` in rounds until `target` holds, fine-tuning by the policy of `fine_tune`. See the top of this
+    file.
 
     Args:
         data: gives the images that cuts are proved on.
@@ -94,7 +97,8 @@ def filter_norm(
     """
     label = f"prune/step/{step}"
     run = _Run.of(state)
-    network = replay(network, run.plan) if run.plan else network.clone()  # what was given is left as it is
+    given = network
+    network = replay(given, run.plan) if run.plan else given.clone()  # what was given is left as it is
     if "weights" in state:
         network.load_state_dict(state["weights"])
     trainer.resumed(run.cost)
@@ -110,18 +114,42 @@ def filter_norm(
         state.put(**run.values())
 
     rounds = planned_rounds(network, target, ratio=ratio_per_round, channel_multiple=channel_multiple)
+    tuning = FineTuning(
+        fine_tune,
+        trainer=trainer,
+        state=state.scope("fine_tune"),
+        step=step,
+        rounds=run.round + len(rounds) - 1,
+        accuracy=run.front[0].validation_accuracy or 0.0,
+    )
+    guard = Guard(target, state=state.scope("guard"))
+    to_come = tuning.expect(rounds[1:], done=run.round)
     emit(f"{label}/plan", rounds_done=run.round, rounds_to_come=len(rounds) - 1,
-         epochs=(len(rounds) - 1) * every_epochs + fine_tune.epochs,
+         epochs=(len(rounds) - 1) * every_epochs + sum(epochs for epochs, _ in to_come),
          groups=_described(filter_groups(network), channel_multiple))  # fmt: skip
 
-    while not target.met(count(network)):
-        groups = filter_groups(network)
-        rounds = rounds if len(rounds) > 1 else [count(network).macs, rounds[-1]]  # the estimate was short: one more
+    while True:
+        met = target.met(count(network))
+        rounds = rounds if met or len(rounds) > 1 else [count(network).macs, rounds[-1]]  # the estimate was short
+        due = [(tuning.due.epochs, count(network).macs)] if tuning.due else []
         trainer.expect(
-            f"step/{step}", [*((every_epochs, macs) for macs in rounds[:-1]), (fine_tune.epochs, rounds[-1])]
-        )
+            f"step/{step}",
+            due if met else [*due, *((every_epochs, macs) for macs in rounds[:-1]),
+                             *tuning.expect(rounds[1:], done=run.round)],
+        )  # fmt: skip
+        if tuning.due is not None:
+            whole = tuning.due.whole
+            fit = tuning.run(network, last=met, on_epoch=lambda record: state.drop("weights"))
+            run.trained(fit)
+            guard.look(network, len(run.plan), run.accuracy)
+            state.save(**run.values(), weights=network.state_dict())
+            if whole and not guard.admits(run.accuracy):
+                break
+        if met:
+            break
         rounds = rounds[1:]
 
+        groups = filter_groups(network)
         # algorithm 3, lines 2 to 4: train, accumulate
         layers = dict.fromkeys(producer.layer for group in groups for producer in group.producers)
         norms = FilterNorms(layers, signal=signal, normalize=normalize)
@@ -145,6 +173,7 @@ def filter_norm(
                 restore_best=False,
             )
         run.trained(fit)
+        guard.look(network, len(run.plan), run.accuracy if run.plan else None)
 
         # lines 5 and 6: the pruning pass
         scores = {group.name: norms.scores(group) for group in groups}
@@ -169,28 +198,30 @@ def filter_norm(
         counts = count(network)
         if removal:
             run.visit(step, counts, accuracy)
+            guard.look(network, len(run.plan), accuracy)
+        tuned = tuning.after(run.round, accuracy, last=target.met(counts))
         emit(f"{name}/select", signal=signal, scope=scope, scores=scores, removed=removal,
              layers=run.plan[-1]["layers"] if removal else {},
              widths={group.name: group.width - len(removal.get(group.name, [])) for group in groups},
              carried={key: float(value) for key, value in carried.items()},
              params=counts.params, macs=counts.macs, filters=counts.filters, validation_accuracy=accuracy,
-             exactness=check.error if check else None)  # fmt: skip
+             exactness=check.error if check else None, **tuned)  # fmt: skip
 
         # lines 7 and 8: reset
         state.drop("fit", "norms")
         state.save(**run.values(), weights=network.state_dict())
 
-    trainer.expect(f"step/{step}", [(fine_tune.epochs, count(network).macs)])
-    fit = trainer.fit(
-        network,
-        training=fine_tune.resolved(trainer.training),
-        epochs=fine_tune.epochs,
-        label=f"fine_tune/{step}",
-        state=state.scope("fit"),
-        on_epoch=lambda record: state.drop("weights"),
-    )
-    run.trained(fit)
-    return Outcome(network, run.plan, run.front, run.cost, run.checks)
+    warnings = tuning.never_reached(run.round)
+    if not guard.admits(run.accuracy):
+        network, cuts, accuracy = guard.smallest(given, run.plan, step=step)
+        emit(f"{label}/guard", max_accuracy_drop=guard.allowed, lost=guard.lost(run.accuracy or 0.0),
+             kept_cuts=cuts, kept_lost=guard.lost(accuracy))  # fmt: skip
+        warnings.append(
+            f"step {step} was stopped by max_accuracy_drop {guard.allowed:g} after {len(run.plan)} cut(s): the network "
+            f"after {cuts} of them is kept, which lost {guard.lost(accuracy):.4g} on validation"
+        )
+        run.plan, run.checks = run.plan[:cuts], run.checks[:cuts]
+    return Outcome(network, run.plan, run.front, run.cost, run.checks, warnings=warnings)
 
 
 # --- what is told beforehand ------------------------------------------------------------------------------------------
@@ -200,8 +231,9 @@ def planned_trainings(
     network: Network, step: FilterNorm, *, target: Goal, channel_multiple: int
 ) -> list[tuple[int, int]]:
     """(epochs, MACs) of each training that `step` is expected to take on `network`."""
-    *rounds, last = planned_rounds(network, target, ratio=step.ratio_per_round, channel_multiple=channel_multiple)
-    return [*((step.every_epochs, macs) for macs in rounds), *([(step.fine_tune.epochs, last)] if rounds else [])]
+    rounds = planned_rounds(network, target, ratio=step.ratio_per_round, channel_multiple=channel_multiple)
+    own = [(step.every_epochs, macs) for macs in rounds[:-1]]
+    return [*own, *expected_trainings(step.fine_tune, rounds[1:], done=0, rounds=len(own))]
 
 
 def _described(groups: Sequence[ChannelGroup], channel_multiple: int) -> dict[str, Any]:
@@ -258,6 +290,11 @@ class _Run:
             FrontPoint(step=step, round=self.round, params=counts.params, macs=counts.macs, filters=counts.filters,
                        validation_accuracy=accuracy)
         )  # fmt: skip
+
+    @property
+    def accuracy(self) -> float | None:
+        """On validation, of the network visited last, as it was trained last."""
+        return self.front[-1].validation_accuracy
 
     def trained(self, fit: FitResult) -> None:
         """Books a training of the network visited last."""

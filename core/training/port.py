@@ -68,9 +68,4 @@ class TrainerPort(Protocol):
 
 
 def add_costs(left: Cost, right: Cost) -> Cost:
-    return Cost(
-        epochs=left.epochs + right.epochs,
-        epoch_params=left.epoch_params + right.epoch_params,
-        images=left.images + right.images,
-        seconds=left.seconds + right.seconds,
-    )
+    return Cost(**{name: getattr(left, name) + getattr(right, name) for name in Cost.model_fields})

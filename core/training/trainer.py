@@ -184,7 +184,8 @@ class Trainer:
             kept = fit.epochs[fit.best["epoch"] - 1]
         images = len(self._dataset.splits["validation"])
         score = Score(kept["validation_accuracy"], kept["validation_loss"], images)
-        return FitResult(fit.epochs, score, kept["epoch"], fit.cost)
+        used = {"epochs_kept": kept["epoch"], "epoch_params_kept": kept["epoch"] * counts.params}
+        return FitResult(fit.epochs, score, kept["epoch"], fit.cost.model_copy(update=used))
 
     def evaluate(self, network: Network, split: SplitName, *, macs: int | None = None) -> Score:
         """Accuracy and loss on a split, in eval mode, without gradients, on the logits.

@@ -10,6 +10,7 @@ import torch
 
 from core.data.datasets import Dataset, Split
 from core.events import READ_BY_WORKER, STAGES
+from core.graph.counts import count
 from core.graph.network import Network
 from core.job import Preprocess
 from core.report import Cost
@@ -90,7 +91,9 @@ class ScriptedTrainer:
                 on_epoch({})
         network.eval()
         score = Score(next(self._accuracies, 0.5), 1.0, 10) if epochs else None
-        return FitResult([{}] * epochs, score, epochs or None, Cost(epochs=epochs))
+        params = count(network).params
+        cost = Cost(epochs=epochs, epochs_kept=epochs, epoch_params=epochs * params, epoch_params_kept=epochs * params)
+        return FitResult([{}] * epochs, score, epochs or None, cost)
 
     def evaluate(self, network: Network, split: SplitName) -> Score:
         return Score(next(self._accuracies, 0.5), 1.0, 10)

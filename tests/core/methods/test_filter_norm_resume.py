@@ -21,7 +21,7 @@ from core.recipe import Target
 from core.state import State
 from core.targets import Goal
 from core.training.trainer import Trainer
-from core.training_settings import FineTune, Sgd, Training
+from core.training_settings import FineTune, Moments, Policy, Sgd, Training
 from tests.core.fakes import Dying, Events, Killed, small_dataset
 
 
@@ -47,7 +47,7 @@ def network() -> Network:
     return trace(CifarResNet(8, num_classes=4, in_channels=1), (1, 8, 8), format="safetensors")
 
 
-def run(data: Dataset, workdir: Path, signal: Any, last: int | None = None) -> tuple[Outcome, Events]:
+def run(data: Dataset, workdir: Path, signal: Any, last: int | None = None, **changes: Any) -> tuple[Outcome, Events]:
     events = Events() if last is None else Dying(last)
     original = network()
     trainer = Trainer(
@@ -59,16 +59,19 @@ def run(data: Dataset, workdir: Path, signal: Any, last: int | None = None) -> t
         emit=events,
         progress=Progress(events),
     )
+    settings: dict[str, Any] = {
+        "target": Goal(Target(macs=0.6), count(original)),
+        "fine_tune": FineTune(epochs=4),
+        "every_epochs": 2,
+    }
     outcome = filter_norm(
         original,
         data,
         signal=signal,
         ratio_per_round=0.2,
-        every_epochs=2,
         scope="global" if signal == "activations" else "local",
         normalize="none",
-        target=Goal(Target(macs=0.6), count(original)),
-        fine_tune=FineTune(epochs=4),
+        **(settings | changes),
         channel_multiple=4,
         trainer=trainer,
         emit=events,
@@ -131,6 +134,36 @@ def test_killed_after_a_checkpoint_it_ends_in_the_same_bits(
     selects = [body for name, body in events if name.endswith("/select")]
     later = [body for name, body in after if name.endswith("/select")]
     assert later == selects[len(selects) - len(later) :]
+
+
+def test_killed_anywhere_between_its_fine_tunings(
+    data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a fine-tuning after every round and a guard that ends it: the same bits, whatever was saved last."""
+    monkeypatch.setattr("core.training.trainer.CHECKPOINT_EPOCHS", 1)
+    original = network()
+    policy = Policy(low=1, high=Moments(threshold=0.9))  # whole at the end only
+    changes: dict[str, Any] = {"fine_tune": FineTune(policy=policy, epochs=2), "every_epochs": 1}
+    free, _ = run(data, tmp_path / "free", "weights", target=Goal(Target(macs=0.3), count(original)), **changes)
+    *others, last = (point.validation_accuracy or 0.0 for point in free.front[1:])
+    target = Target(macs=0.3, max_accuracy_drop=0.5)  # of which the last network is half an image outside
+    changes["target"] = Goal(target, count(original), accuracy=last + 0.5 + 0.5 / len(data.splits["validation"]))
+    if max(others) <= last:  # as it may be on another machine: then the guard admits everything
+        changes["target"] = Goal(target, count(original), accuracy=last)
+    whole, events = run(data, tmp_path / "whole", "weights", **changes)
+    rounds = {name.split("/")[3] for name in epochs(events) if name.startswith("fine_tune/0/round/")}
+    assert len(rounds) >= 3
+    assert bool(whole.warnings) == (max(others) > last)
+    checkpoints = sum(name == "checkpoint" for name, _ in events)
+    for kill_at in range(1, checkpoints, 2):
+        with pytest.raises(Killed):
+            run(data, tmp_path / str(kill_at), "weights", last=kill_at, **changes)
+        again, after = run(data, tmp_path / str(kill_at), "weights", **changes)
+        assert (again.plan, again.front, again.warnings) == (whole.plan, whole.front, whole.warnings)
+        ours, theirs = again.network.state_dict(), whole.network.state_dict()
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+        assert again.cost.model_dump(exclude={"seconds"}) == whole.cost.model_dump(exclude={"seconds"})
+        assert epochs(after) == epochs(events)[len(epochs(events)) - len(epochs(after)) :]
 
 
 def test_the_run_has_rounds_and_fine_tuning(undisturbed: dict[str, tuple[Outcome, Events]]) -> None:

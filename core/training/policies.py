@@ -1,0 +1,149 @@
+"""When a method that goes in rounds fine-tunes, and for how long (`core.training_settings.Policy`).
+
+Velici 2022, section 3.5: loops spread evenly, at every k-th step, at steps that are named, or past a threshold on the
+accuracy lost since the last one; few epochs at every step with many at those moments. There is always one at the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from core.graph.network import Network
+from core.state import State
+from core.training.port import FitResult, TrainerPort
+from core.training_settings import FineTune, Moments
+
+
+def loop_rounds(loops: int, rounds: int) -> list[int]:
+    """After which of `rounds` rounds `loops` fine-tunings are: the k-th after k · rounds / loops, halves rounded up.
+
+    Of 27 rounds and four loops 7, 14, 20 and 27, as in the thesis. Those that fall before the first round, or together
+    with the next one, are left out.
+    """
+    return sorted({(2 * k * rounds + loops) // (2 * loops) for k in range(1, loops + 1)} - {0})
+
+
+def is_moment(moments: Moments, *, round: int, rounds: int, lost: float | None) -> bool:
+    """Whether there is a whole fine-tuning after round `round` (from 1) of `rounds` that are planned.
+
+    `lost`: validation accuracy lost since the last whole fine-tuning, or since the beginning; None: not known.
+    """
+    if moments.loops is not None:
+        return round < rounds and round in loop_rounds(moments.loops, rounds)  # the last one is that at the end
+    if moments.at is not None:
+        return round in moments.at
+    if moments.every is not None:
+        return round % moments.every == 0
+    return lost is not None and moments.threshold is not None and lost > moments.threshold
+
+
+def epochs_due(settings: FineTune, *, round: int, rounds: int, lost: float | None, last: bool) -> int:
+    """Epochs of fine-tuning after round `round`; the last round always gets the whole number."""
+    moments = settings.policy.moments
+    if last or (moments is not None and is_moment(moments, round=round, rounds=rounds, lost=lost)):
+        return settings.epochs
+    return settings.policy.low or 0
+
+
+def expected_trainings(settings: FineTune, macs: Sequence[int], *, done: int, rounds: int) -> list[tuple[int, int]]:
+    """(epochs, MACs) of the fine-tunings still to come, of which thresholds are not known beforehand.
+
+    macs: of the network after each round that is still to come. done: rounds done. rounds: planned in all.
+    """
+    found = []
+    for number, size in enumerate(macs, start=done + 1):
+        last = number == done + len(macs)
+        found.append((epochs_due(settings, round=number, rounds=rounds, lost=None, last=last), size))
+    return [(epochs, size) for epochs, size in found if epochs]
+
+
+@dataclass(frozen=True)
+class Due:
+    """A fine-tuning that is to be done now: after which round, how many epochs, and whether it is a whole one."""
+
+    round: int
+    epochs: int
+    whole: bool
+
+
+class FineTuning:
+    """The fine-tunings of one step of a recipe.
+
+    Args:
+        state: this object's own scope. What is put there is written by whoever saves next: `after` belongs into the
+            moment in which the round is over.
+        step: index of the step in the recipe, for the labels: `fine_tune/<step>/round/<r>`, at the end
+            `fine_tune/<step>`.
+        rounds: planned; what an earlier attempt planned is kept.
+        accuracy: on validation, of the network that the step begins with.
+    """
+
+    def __init__(
+        self, settings: FineTune, *, trainer: TrainerPort, state: State, step: int, rounds: int, accuracy: float
+    ) -> None:
+        self._settings = settings
+        self._trainer = trainer
+        self._state = state
+        self._step = step
+        if "rounds" not in state:
+            state.put(rounds=rounds, reference=accuracy, due=None)
+
+    @property
+    def rounds(self) -> int:
+        """How many were planned when the step began."""
+        rounds: int = self._state["rounds"]
+        return rounds
+
+    @property
+    def due(self) -> Due | None:
+        """What is to be done before the next round."""
+        due: dict[str, Any] | None = self._state["due"]
+        return None if due is None else Due(**due)
+
+    def after(self, round: int, accuracy: float | None, *, last: bool) -> dict[str, Any]:
+        """Notes what follows round `round`, which has left `accuracy` on validation. Returns it for the event."""
+        lost = None if accuracy is None else self._state["reference"] - accuracy
+        epochs = epochs_due(self._settings, round=round, rounds=self.rounds, lost=lost, last=last)
+        moments = self._settings.policy.moments
+        whole = last or (moments is not None and is_moment(moments, round=round, rounds=self.rounds, lost=lost))
+        due = {"round": round, "epochs": epochs, "whole": whole} if epochs else None
+        self._state.put(due=due)
+        return {"accuracy_lost": lost, "fine_tune_epochs": epochs}
+
+    def expect(self, macs: Sequence[int], *, done: int) -> list[tuple[int, int]]:
+        """(epochs, MACs) of what is still to come: of what is due, and of the rounds after each of which the network
+        has `macs`."""
+        return expected_trainings(self._settings, macs, done=done, rounds=self.rounds)
+
+    def run(self, network: Network, *, last: bool, on_epoch: Callable[[dict[str, Any]], None]) -> FitResult:
+        """Does what is due; the caller saves afterwards. Goes on where an earlier attempt left it.
+
+        on_epoch: see `TrainerPort.fit`.
+        """
+        due = self.due
+        assert due is not None, "nothing is due"
+        label = f"fine_tune/{self._step}" + ("" if last else f"/round/{due.round}")
+        fit = self._trainer.fit(
+            network,
+            training=self._settings.resolved(self._trainer.training),
+            epochs=due.epochs,
+            label=label,
+            state=self._state.scope("fit"),
+            on_epoch=on_epoch,
+        )
+        self._state.drop("fit")
+        self._state.put(due=None)
+        if due.whole and fit.score is not None:
+            self._state.put(reference=fit.score.accuracy)
+        return fit
+
+    def never_reached(self, rounds: int) -> list[str]:
+        """A warning where moments were named that the step did not get to."""
+        moments = self._settings.policy.moments
+        late = [number for number in (moments.at or ()) if number > rounds] if moments is not None else []
+        if not late:
+            return []
+        named = ", ".join(map(str, late))
+        return [f"step {self._step} had {rounds} round(s): the fine-tuning after round {named} was never reached"]

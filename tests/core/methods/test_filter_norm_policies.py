@@ -1,0 +1,149 @@
+"""Fine-tuning policies, the cost ledger and the guard in filter_norm, on scripted accuracy curves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from core.data.datasets import Dataset
+from core.errors import NothingRemoved
+from core.graph.architectures import build
+from core.graph.counts import count
+from core.graph.network import Network
+from core.graph.plans import replay
+from core.methods.filter_norm import filter_norm
+from core.outcome import Outcome
+from core.recipe import Target
+from core.targets import Goal
+from core.training_settings import FineTune, Moments, Policy
+from tests.core.fakes import Events, ScriptedTrainer, empty_state, small_dataset
+
+ORIGINAL = 0.9
+
+
+@pytest.fixture(scope="module")
+def data() -> Dataset:
+    return small_dataset(images=16)
+
+
+def network() -> Network:
+    torch.manual_seed(0)
+    return build("small_cnn", num_classes=4, in_channels=1, image_size=(8, 8)).eval()
+
+
+class Run:
+    """filter_norm with one epoch a round; `accuracies` in the order in which they are asked for: of the original, then
+    for each round after its training and after its cut, and after each fine-tuning."""
+
+    def __init__(
+        self, tmp_path: Path, data: Dataset, policy: Policy, accuracies: list[float], drop: float | None = None
+    ) -> None:
+        self.trainer, self.events, self.given = ScriptedTrainer(accuracies), Events(), network()
+        self.outcome: Outcome = filter_norm(
+            self.given,
+            data,
+            signal="weights",
+            ratio_per_round=0.25,
+            every_epochs=1,
+            scope="local",
+            normalize="none",
+            target=Goal(Target(filters=0.4, max_accuracy_drop=drop), count(self.given), accuracy=ORIGINAL),
+            fine_tune=FineTune(policy=policy, epochs=5),
+            channel_multiple=1,
+            trainer=self.trainer,
+            emit=self.events,
+            state=empty_state(tmp_path, self.events).scope("method"),
+        )
+
+    @property
+    def fine_tunings(self) -> list[tuple[str, int]]:
+        return [(label, epochs) for label, epochs in self.trainer.labels if label.startswith("fine_tune/")]
+
+
+def falling(*cuts: float) -> list[float]:
+    """The original, then for each round its training (as before) and its cut."""
+    found = [ORIGINAL]
+    for accuracy in cuts:
+        found += [found[-1], accuracy]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("policy", "expected"),
+    [
+        (Policy(), [("fine_tune/0", 5)]),
+        (Policy(loops=2), [("fine_tune/0/round/2", 5), ("fine_tune/0", 5)]),
+        (Policy(at=(1,)), [("fine_tune/0/round/1", 5), ("fine_tune/0", 5)]),
+        (Policy(every=2), [("fine_tune/0/round/2", 5), ("fine_tune/0", 5)]),
+        (
+            Policy(low=1, high=Moments(at=(2,))),
+            [("fine_tune/0/round/1", 1), ("fine_tune/0/round/2", 5), ("fine_tune/0/round/3", 1), ("fine_tune/0", 5)],
+        ),
+    ],
+)
+def test_policies_fire_where_they_say(policy: Policy, expected: Any, data: Dataset, tmp_path: Path) -> None:
+    run = Run(tmp_path, data, policy, [])
+    assert len(run.events.named("/select")) == 4
+    assert run.fine_tunings == expected
+
+
+def test_the_threshold_counts_from_the_last_fine_tuning(data: Dataset, tmp_path: Path) -> None:
+    """Cuts leave 0.88 (0.02 lost: no), 0.84 (0.06: yes, back to 0.86), 0.82 (0.04 since: no), and the end."""
+    curve = [ORIGINAL, 0.9, 0.88, 0.88, 0.84, 0.86, 0.86, 0.82, 0.82, 0.7, 0.85]
+    run = Run(tmp_path, data, Policy(threshold=0.05), curve)
+    assert run.fine_tunings == [("fine_tune/0/round/2", 5), ("fine_tune/0", 5)]
+    lost = [body["accuracy_lost"] for body in run.events.named("/select")]
+    assert lost == pytest.approx([0.02, 0.06, 0.04, 0.16])
+    assert [body["fine_tune_epochs"] for body in run.events.named("/select")] == [0, 5, 0, 5]
+    assert run.outcome.front[-1].validation_accuracy == 0.85
+
+
+def test_the_ledger_equals_a_count_by_hand(data: Dataset, tmp_path: Path) -> None:
+    run = Run(tmp_path, data, Policy(every=2), [])
+    sizes = [point.params for point in run.outcome.front]  # of the original and after each of four cuts
+    by_hand = sum(sizes[:4]) * 1 + sizes[2] * 5 + sizes[4] * 5
+    assert (run.outcome.cost.epochs, run.outcome.cost.epochs_kept) == (4 + 5 + 5, 4 + 5 + 5)
+    assert (run.outcome.cost.epoch_params, run.outcome.cost.epoch_params_kept) == (by_hand, by_hand)
+
+
+def test_what_is_planned_is_told(data: Dataset, tmp_path: Path) -> None:
+    run = Run(tmp_path, data, Policy(every=2), [])
+    assert run.events.named("/plan")[0]["epochs"] == 4 + 5 + 5
+    first = run.trainer.expected[0]
+    assert sorted(epochs for epochs, _ in first) == [1, 1, 1, 1, 5, 5]
+
+
+def test_a_moment_that_never_comes_is_told(data: Dataset, tmp_path: Path) -> None:
+    run = Run(tmp_path, data, Policy(at=(2, 9, 12)), [])
+    assert run.outcome.warnings == ["step 0 had 4 round(s): the fine-tuning after round 9, 12 was never reached"]
+
+
+def test_the_guard_returns_the_smallest_network_inside(data: Dataset, tmp_path: Path) -> None:
+    """A fine-tuning after every round: 0.89 and 0.88 are inside a drop of 0.03, 0.80 after the third is not."""
+    curve = [ORIGINAL, 0.9, 0.5, 0.89, 0.89, 0.5, 0.88, 0.88, 0.5, 0.80]
+    run = Run(tmp_path, data, Policy(every=1), curve, drop=0.03)
+    assert len(run.outcome.plan) == len(run.outcome.checks) == 2
+    assert len(run.outcome.front) == 1 + 3  # all that was visited is told
+    assert count(run.outcome.network).filters == run.outcome.front[2].filters
+    assert count(replay(run.given, run.outcome.plan)).filters == run.outcome.front[2].filters
+    (told,) = run.outcome.warnings
+    assert "stopped by max_accuracy_drop 0.03 after 3 cut(s): the network after 2 of them is kept" in told
+    assert run.events.named("/guard")[0]["kept_cuts"] == 2
+
+
+def test_a_guard_that_holds_to_the_end_changes_nothing(data: Dataset, tmp_path: Path) -> None:
+    """Cuts fall out of it, fine-tunings bring it back; 0.02 lost in decimals is no more than 0.02."""
+    curve = [*falling(0.5, 0.5, 0.5, 0.5), 0.88]
+    run = Run(tmp_path, data, Policy(), curve, drop=0.02)
+    assert (len(run.outcome.plan), run.outcome.warnings) == (4, [])
+
+
+def test_a_guard_that_admits_no_cut_is_an_error(data: Dataset, tmp_path: Path) -> None:
+    with pytest.raises(
+        NothingRemoved, match=r"more than the 0\.01 of validation accuracy .* the least was 0\.2"
+    ) as error:
+        Run(tmp_path, data, Policy(every=1), [ORIGINAL, 0.9, 0.6, 0.7], drop=0.01)
+    assert error.value.faults[0].pointer == "/steps/0/target/max_accuracy_drop"
