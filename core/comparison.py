@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import onnx
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from core.batch_size import inference_batch
+from core.controls import Control
 from core.data.datasets import Dataset
 from core.data.source import SplitName
 from core.events import Emit
@@ -24,10 +28,14 @@ from core.measure.layers import layer_milliseconds
 from core.measure.memory import MemoryNotMeasured, measure_memory
 from core.measure.sessions import execution_providers
 from core.recipe import COMPARISONS, Requirements
-from core.report import Latency, Layer, Memory, RequirementResult, SplitScore, Variant
+from core.report import ControlResult, Latency, Layer, Memory, RequirementResult, SplitScore, Variant
 
-LATENCY_SECONDS = 12.0
-"""Budget of one latency setting, for all variants together; it ends sooner where three windows agree."""
+Answers = NDArray[np.bool_]
+"""Of each image of a split, whether it is right."""
+LATENCY_SECONDS = 6.0
+"""Budget of one latency setting for each variant; it ends sooner where three windows agree."""
+TRAIN_IMAGES = 2_000
+"""Of the training split, for the gap between accuracies on what was trained on and on what was not."""
 MEMORY_NOISE = 0.1
 """Noise, as a share of the figure, that a reader is told of."""
 
@@ -54,30 +62,38 @@ def measure(
     device: str,
     threads: int,
     emit: Emit,
-) -> dict[str, Variant]:
+) -> tuple[dict[str, Variant], dict[str, Answers]]:
     """Measures ONNX files (`files`, by variant) in ONNX Runtime; `networks` are the same, for the counts.
 
     Accuracy with `threads` threads; latency of all variants interleaved, at the batch size that the file fixes, else 1:
     on the CPU with one thread (first in the list), with `threads` threads where that is more, and on `device` where it
-    is a GPU that ONNX Runtime can use. Memory on the CPU with one thread.
+    is a GPU that ONNX Runtime can use. Memory on the CPU with one thread. Besides the variants, which images of test
+    each has right.
     """
     first = next(iter(networks.values()))
     batch = first.origin.static_batch or 1
     inputs = sample_inputs(dataset, "test", batch).numpy()
-    splits: tuple[SplitName, ...] = ("validation", "test")
+    splits: tuple[SplitName, ...] = ("validation", "test", "train")
     scores: dict[str, dict[str, SplitScore]] = {}
+    right: dict[str, Answers] = {}
     for name, path in files.items():
         kind, size = output_kind(networks[name]), inference_batch(networks[name])
-        scores[name] = {
-            split: score_file(path, dataset, split, batch_size=size, output=kind, threads=threads) for split in splits
-        }
+        scores[name] = {}
+        for split in splits:
+            most = TRAIN_IMAGES if split == "train" else None
+            score, answers = score_file(path, dataset, split, batch_size=size, output=kind, threads=threads, most=most)
+            scores[name][split] = score
+            if split == "test":
+                right[name] = answers
         emit(f"measure/{name}/accuracy", **{split: score.model_dump() for split, score in scores[name].items()})
     settings = [("cpu", 1)] + ([("cpu", threads)] if threads > 1 else [])
     if device != "cpu" and "CUDAExecutionProvider" in execution_providers():
         settings.append((device, 1))
     latencies: dict[str, list[Latency]] = {name: [] for name in files}
     for where, number in settings:
-        found = measure_latency(files, inputs, threads=number, device=where, budget_seconds=LATENCY_SECONDS)
+        found = measure_latency(
+            files, inputs, threads=number, device=where, budget_seconds=LATENCY_SECONDS * len(files)
+        )
         for name, latency in found.items():
             latencies[name].append(latency)
             emit(f"measure/{name}/latency/{where}/{number}", **latency.model_dump(exclude={"samples_ms"}))
@@ -94,8 +110,7 @@ def measure(
             emit(f"measure/{name}/memory", **memory.model_dump())
         content = path.read_bytes()
         variants[name] = Variant(
-            validation=scores[name]["validation"],
-            test=scores[name]["test"],
+            **scores[name],
             params=counts.params,
             macs=counts.macs,
             filters=counts.filters,
@@ -105,7 +120,39 @@ def measure(
             latency=latencies[name],
             memory=memory,
         )
-    return variants
+    return variants, right
+
+
+def control_results(controls: Sequence[Control], right: Mapping[str, Answers]) -> list[ControlResult]:
+    """Each control against the pruned network, on the images of test that each has right."""
+    found = []
+    for control in controls:
+        middle, low, high = paired_difference(right["pruned"], right[control.name])
+        found.append(
+            ControlResult(
+                name=control.name,
+                budget=control.budget,
+                cost=control.cost,
+                accuracy_difference=middle,
+                accuracy_difference_low=low,
+                accuracy_difference_high=high,
+            )
+        )
+    return found
+
+
+def paired_difference(ours: Answers, theirs: Answers) -> tuple[float, float, float]:
+    """Accuracy of `ours` − `theirs`, both of the same images, and the ends of its 95 % interval.
+
+    Agresti & Min 2005, "Simple improved confidence intervals for comparing matched proportions": half an image is added
+    to each of the four kinds of pairs, so that an interval never is a point.
+    """
+    images = len(ours)
+    only_ours, only_theirs = int((ours & ~theirs).sum()), int((theirs & ~ours).sum())
+    total, more, fewer = images + 2, only_ours + 0.5, only_theirs + 0.5
+    middle = (more - fewer) / total
+    half = 1.96 * math.sqrt(max(0.0, more + fewer - (more - fewer) ** 2 / total)) / total
+    return (only_ours - only_theirs) / images, middle - half, middle + half
 
 
 def opset_of(file: bytes) -> int:
@@ -172,7 +219,7 @@ def layer_table(files: Mapping[str, Path], networks: Mapping[str, Network], data
     """Each layer of the original and what is left of it, with milliseconds in ONNX Runtime where they can be told."""
     before, after = count(networks["original"]).layers, count(networks["pruned"]).layers
     inputs = sample_inputs(dataset, "test", networks["original"].origin.static_batch or 1).numpy()
-    times = {name: layer_milliseconds(path, inputs, before) for name, path in files.items()}
+    times = {name: layer_milliseconds(files[name], inputs, before) for name in ("original", "pruned")}
     return [
         Layer(
             name=name,

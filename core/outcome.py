@@ -32,7 +32,8 @@ class Outcome:
 
 @dataclass
 class Done:
-    """What the steps so far have left. `plan` is replayable on the original."""
+    """What the steps so far have left. `plan` is replayable on the original. `reached`: params, macs and filters after
+    each step."""
 
     network: Network
     steps: int = 0
@@ -41,6 +42,7 @@ class Done:
     checks: list[Check] = field(default_factory=list)
     cost: Cost = field(default_factory=Cost)
     warnings: list[str] = field(default_factory=list)
+    reached: list[dict[str, int]] = field(default_factory=list)
 
     @classmethod
     def of(cls, state: State, original: Network) -> Done:
@@ -57,6 +59,7 @@ class Done:
             checks=[Check(**check) for check in state["checks"]],
             cost=Cost(**state["cost"]),
             warnings=list(state["warnings"]),
+            reached=list(state["reached"]),
         )
 
     def add(self, outcome: Outcome) -> None:
@@ -80,5 +83,6 @@ class Done:
             "checks": [check.model_dump() for check in self.checks],
             "cost": self.cost.model_dump(),
             "warnings": self.warnings,
+            "reached": self.reached,
             "weights": self.network.state_dict(),
         }

@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,8 @@ from safetensors.torch import save as save_safetensors
 from core.baseline import check_better_than_guessing
 from core.batch_size import inference_batch
 from core.batchnorm import with_batch_norm, without_batch_norm
-from core.comparison import doubts, layer_table, measure, ratios, requirement_results, sample_inputs
+from core.comparison import control_results, doubts, layer_table, measure, ratios, requirement_results, sample_inputs
+from core.controls import Control, Failed, Ran, Surroundings, expected, run_controls
 from core.data.datasets import Dataset, load_dataset
 from core.data.fit import check_fits
 from core.data.source import SplitName
@@ -40,25 +41,19 @@ from core.graph.network import Network, grouped_cuts
 from core.inspection import tensor_json
 from core.job import JobInputs
 from core.measure.environment import environment
-from core.methods.filter_norm import filter_norm, planned_trainings
-from core.outcome import Done, Outcome
+from core.outcome import Done
 from core.progress import Progress
 from core.report import Check, Report
 from core.report_markdown import to_markdown
 from core.reproduction import fingerprint, reproduce
 from core.state import State, write_atomically
+from core.steps import planned, run_steps
 from core.targets import Goal
 from core.training.trainer import Trainer
-
-METHODS: Mapping[str, Callable[..., Outcome]] = {"filter_norm": filter_norm}
-TRAININGS: Mapping[str, Callable[..., list[tuple[int, int]]]] = {"filter_norm": planned_trainings}
-"""Per method, the (epochs, MACs) of the trainings that a step will probably take: for the progress before it starts."""
 
 PARITY_IMAGES = 32
 EXPORT_SECONDS, MEASURE_SECONDS = 2.0, 15.0
 """What these stages usually take beside running the data through; for the progress."""
-_RESOLVED = {"method", "target", "fine_tune"}
-"""Fields of a step that are not handed to its method as they are."""
 
 
 def run(inputs: JobInputs, workdir: Path, emit: Emit) -> Report:
@@ -86,6 +81,8 @@ class _Job:
         self.progress = Progress(emit)
         self.threads = torch.get_num_threads()
         self.checks: list[Check] = []
+        self.controls: list[Control] = []
+        self.warnings: list[str] = []
         self.summary: dict[str, Any] = {}
 
     def run(self) -> Report:
@@ -93,7 +90,32 @@ class _Job:
         state = State.open(self.workdir, fingerprint=fingerprint(self.inputs), emit=self.emit)
         original, dataset = self._import()
         counts = count(original)
-        trainer = Trainer(
+        trainer = self._trainer(dataset, counts)
+        self._plan(original, counts, dataset, trainer)
+        start, inserted = self._insert(original, dataset, trainer)
+        self._baseline(original, counts, dataset, trainer, state)
+        accuracy = state["baseline"]["validation"]
+        done = run_steps(
+            self.recipe.steps,
+            start,
+            dataset,
+            original=counts,
+            accuracy=accuracy,
+            export=self.recipe.export,
+            seed=self.recipe.seed,
+            trainer=trainer,
+            progress=self.progress,
+            emit=self.emit,
+            state=state,
+        )
+        self._controls(Ran(start, done, counts, accuracy), dataset, state)
+        if inserted is not None:
+            self._fold(done, inserted, dataset)
+        files = self._export(original, done, dataset)
+        return self._measure(files, original, done, dataset)
+
+    def _trainer(self, dataset: Dataset, counts: Counts, prefix: str = "") -> Trainer:
+        return Trainer(
             dataset,
             training=self.recipe.training,
             device=self.device,
@@ -101,15 +123,8 @@ class _Job:
             original_macs=counts.macs,
             emit=self.emit,
             progress=self.progress,
+            prefix=prefix,
         )
-        self._plan(original, counts, dataset, trainer)
-        start, inserted = self._insert(original, dataset, trainer)
-        self._baseline(original, counts, dataset, trainer, state)
-        done = self._steps(start, counts, dataset, trainer, state)
-        if inserted is not None:
-            self._fold(done, inserted, dataset)
-        files = self._export(original, done, dataset)
-        return self._measure(files, original, done, dataset)
 
     def _import(self) -> tuple[Network, Dataset]:
         self.emit("import/start", model=self.inputs.model.sha256, dataset=self.inputs.datasets[0].sha256)
@@ -143,13 +158,12 @@ class _Job:
         scored = len(dataset.splits["validation"]) + len(dataset.splits["test"])
         self.progress.expect("baseline", passes=scored)
         for index, step in enumerate(self.recipe.steps):
-            goal = Goal(step.target, counts)
-            trainings = TRAININGS[step.method](
-                original, step, target=goal, channel_multiple=self.recipe.export.channel_multiple
-            )
-            trainer.expect(f"step/{index}", trainings)
-        self.progress.expect("export", seconds=EXPORT_SECONDS)
-        self.progress.expect("measure", passes=2 * scored, seconds=MEASURE_SECONDS)
+            trainer.expect(f"step/{index}", planned(step, original, counts, self.recipe.export))
+        for part, trainings in expected(self.recipe, original, counts).items():
+            trainer.expect(part, trainings)
+        files = 2 + len(self.recipe.baselines)
+        self.progress.expect("export", seconds=files / 2 * EXPORT_SECONDS)
+        self.progress.expect("measure", passes=files * scored, seconds=files / 2 * MEASURE_SECONDS)
 
     def _baseline(self, original: Network, counts: Counts, dataset: Dataset, trainer: Trainer, state: State) -> None:
         """The original on the dataset, through torch."""
@@ -187,31 +201,28 @@ class _Job:
         done.checks += checks
         done.warnings += warnings
         self.emit("export/batchnorm", layers=entries[0]["into"] if entries else {}, warnings=warnings)
+        for control in self.controls:
+            images = _parity_images(control.network, dataset, "test")
+            control.network, _, checks, warnings = without_batch_norm(control.network, inserted, images)
+            done.checks += [check.model_copy(update={"name": f"{check.name}/{control.name}"}) for check in checks]
+            self.warnings += [f"control {control.name}: {warning}" for warning in warnings]
 
-    def _steps(self, original: Network, counts: Counts, dataset: Dataset, trainer: Trainer, state: State) -> Done:
-        """The recipe's steps in order, each from where an earlier attempt left it."""
-        done = Done.of(state, original)
-        if done.steps:
-            trainer.resumed(done.cost)
-        for index, step in enumerate(self.recipe.steps[done.steps :], start=done.steps):
-            self.progress.begin("prune", f"step/{index}")
-            outcome = METHODS[step.method](
-                done.network,
-                dataset,
-                target=Goal(step.target, counts, state["baseline"]["validation"]),
-                fine_tune=step.fine_tune,
-                trainer=trainer,
-                emit=self.emit,
-                state=state.scope("method"),
-                step=index,
-                channel_multiple=self.recipe.export.channel_multiple,
-                **{name: getattr(step, name) for name in type(step).model_fields if name not in _RESOLVED},
-            )
-            done.add(outcome)
-            state.drop("method")
-            state.save(**done.values())
-            self.progress.end(f"step/{index}")
-        return done
+    def _controls(self, ran: Ran, dataset: Dataset, state: State) -> None:
+        """Runs the recipe's baselines, and takes out of them the BatchNorms that are only for the training."""
+        around = Surroundings(
+            recipe=self.recipe,
+            dataset=dataset,
+            trainer=lambda prefix: self._trainer(dataset, ran.original, prefix),
+            progress=self.progress,
+            emit=self.emit,
+            state=state.scope("controls"),
+        )
+        for control in run_controls(ran, around):
+            if isinstance(control, Failed):
+                self.warnings.append(f"the control {control.name} failed: {control.reason}")
+            else:
+                self.warnings += control.warnings
+                self.controls.append(control)
 
     def _export(self, original: Network, done: Done, dataset: Dataset) -> dict[str, Path]:
         """Writes the deterministic files and proves the ONNX. Returns the files that are compared."""
@@ -233,6 +244,13 @@ class _Job:
         check = check_parity(pruned, files["pruned"], images).model_copy(update={"name": "parity/export"})
         self.checks += [*done.checks, check]
         self.emit("export/parity", **check.model_dump())
+        for control in self.controls:
+            files[control.name] = self.workdir / "controls" / f"{control.name}.onnx"
+            files[control.name].parent.mkdir(exist_ok=True)
+            network = control.network.to("cpu").eval()
+            write_onnx(network, files[control.name], opset=opset, external_data_bytes=limit)
+            check = check_parity(network, files[control.name], images)
+            self.checks.append(check.model_copy(update={"name": f"parity/{control.name}"}))
         weights = {name: tensor.contiguous() for name, tensor in pruned.state_dict().items()}
         write_atomically(self.out / "weights.safetensors", save_safetensors(weights))
         plan = {"version": 1, "model": self.inputs.model.sha256, "plan": done.plan}
@@ -244,8 +262,9 @@ class _Job:
     def _measure(self, files: Mapping[str, Path], original: Network, done: Done, dataset: Dataset) -> Report:
         """Measures, and writes the report."""
         self.emit("measure/start")
-        scored = 2 * (len(dataset.splits["validation"]) + len(dataset.splits["test"]))
-        self.progress.expect("measure", seconds=MEASURE_SECONDS + self.progress.seconds_of(scored))
+        scored = len(files) * (len(dataset.splits["validation"]) + len(dataset.splits["test"]))
+        seconds = len(files) / 2 * MEASURE_SECONDS + self.progress.seconds_of(scored)
+        self.progress.expect("measure", seconds=seconds)
         self.progress.begin("measure", "measure")
 
         def emit(name: str, /, **body: Any) -> None:
@@ -253,7 +272,8 @@ class _Job:
             self.progress.tick()
 
         networks = {"original": original, "pruned": done.network}
-        variants = measure(files, networks, dataset, device=self.inputs.device, threads=self.threads, emit=emit)
+        networks |= {control.name: control.network for control in self.controls}
+        variants, right = measure(files, networks, dataset, device=self.inputs.device, threads=self.threads, emit=emit)
         found = ratios(variants["original"], variants["pruned"])
         requirements = requirement_results(
             self.recipe.requirements.overridden_by(self.inputs.requirements), variants["original"], variants["pruned"]
@@ -278,9 +298,10 @@ class _Job:
             frozen=channel_groups(original).frozen,
             front=done.front,
             cost=done.cost,
+            controls=control_results(self.controls, right),
             macs_counted=COUNTED,
             macs_not_counted=NOT_COUNTED,
-            warnings=[*dataset.warnings, *done.warnings, *doubts(variants)],
+            warnings=[*dataset.warnings, *done.warnings, *self.warnings, *doubts(variants)],
             inputs={
                 "model": self.inputs.model.model_dump(mode="json", exclude={"path"}),
                 "datasets": [

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from core.baselines import AnyBaseline, Baseline
 from core.documents import DocumentInvalid, load_yaml
 from core.errors import Fault, RecipeInvalid
 from core.faults import faults_of, given
@@ -66,13 +67,18 @@ class FilterNorm(Section):
     """Iterative removal of several filters at once by 2-norm (Salcedo & Sharma, algorithms 1-3)."""
 
     method: Literal["filter_norm"]
-    signal: Literal["weights", "activations"] = "weights"
+    signal: Literal["weights", "activations", "random"] = "weights"
     ratio_per_round: Share = 0.05
     every_epochs: int = Field(7, ge=1, le=1_000)
     scope: Literal["local", "global"] = "local"
     normalize: Literal["none", "max"] = "none"
     target: Target = Field(description="what may remain at most of params, macs or filters")
     fine_tune: FineTune = FineTune()
+
+    def at_random(self, reached: Mapping[str, int]) -> FilterNorm:
+        """The same step with random scores and no guard, down to what it `reached` (by the keys of `Target`)."""
+        target = Target(**{name: reached[name] for name in self.target.sizes()})
+        return self.model_copy(update={"signal": "random", "target": target})
 
 
 Step = FilterNorm
@@ -153,6 +159,9 @@ class Recipe(Section):
     training: Training = Training()
     allow_near_chance: bool = Field(False, description="go on although the original is no better than guessing")
     steps: Items[Step] = Field(min_length=1, max_length=16, description="a list of steps, each with its method")
+    baselines: Items[AnyBaseline] = Field(
+        (), max_length=3, description="controls that run in the same job: unpruned, random, scratch"
+    )
     export: Export = Export()
     requirements: Requirements = Requirements()
 
@@ -182,6 +191,13 @@ class Recipe(Section):
                     "would never be lr"
                 )
         return self
+
+    @field_validator("baselines")
+    @classmethod
+    def _each_once(cls, value: tuple[Baseline, ...]) -> tuple[Baseline, ...]:
+        if len({item.kind for item in value}) < len(value):
+            raise ValueError("each baseline once")
+        return value
 
     def trainings(self) -> list[tuple[Training, int]]:
         """Settings and epochs of each kind of training that the steps ask for."""

@@ -83,6 +83,7 @@ class Frozen(_Record):
 class Variant(_Record):
     validation: SplitScore
     test: SplitScore
+    train: SplitScore = Field(description="on at most 2,000 images of it, not augmented")
     params: int
     macs: int
     filters: int
@@ -134,6 +135,19 @@ class TargetResult(_Record):
     met: bool
 
 
+class ControlResult(_Record):
+    """What the pruned network is held against; its figures are in `variants`. Differences are pruned - control in
+    accuracy on test (0-1), with the 95 % interval of Agresti & Min (2005) for paired answers to the same images: of
+    this one training of each, not of all that other seeds would give."""
+
+    name: str
+    budget: str = Field(description="of its training, in words")
+    cost: Cost
+    accuracy_difference: float
+    accuracy_difference_low: float
+    accuracy_difference_high: float
+
+
 class FrontPoint(_Record):
     """A network that the run visited."""
 
@@ -160,6 +174,7 @@ class Report(_Record):
     frozen: list[Frozen]
     front: list[FrontPoint]
     cost: Cost
+    controls: list[ControlResult] = Field(default=[], description="without any the report claims no win over anything")
     macs_counted: list[str] = Field(description="operators that are counted; one multiply-accumulate = 1")
     macs_not_counted: list[str]
     warnings: list[str] = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from core.report import Cost, Latency, Report, Variant
 
@@ -12,7 +12,6 @@ _MIB = 2**20
 
 def to_markdown(report: Report) -> str:
     """The whole report: verdict, before and after, requirements, checks, layers, front, cost, environment, method."""
-    original, pruned = report.variants["original"], report.variants["pruned"]
     parts = [
         "# Pruning report",
         _verdict(report),
@@ -20,7 +19,8 @@ def to_markdown(report: Report) -> str:
         "## Before and after",
         _before_and_after(report),
         "### Latency",
-        _latencies(original, pruned),
+        _latencies(report.variants),
+        *_controls(report),
         "## Targets and requirements",
         _targets(report),
         "## Checks",
@@ -79,6 +79,7 @@ def _before_and_after(report: Report) -> str:
     rows: list[tuple[str, Callable[[Variant], float | None], Callable[[float], str]]] = [
         ("test accuracy", lambda v: v.test.accuracy, lambda n: f"{n:.2%}"),
         ("validation accuracy", lambda v: v.validation.accuracy, lambda n: f"{n:.2%}"),
+        ("training accuracy", lambda v: v.train.accuracy, lambda n: f"{n:.2%}"),
         ("test loss, nats", lambda v: v.test.loss, lambda n: f"{n:.4f}"),
         ("validation loss, nats", lambda v: v.validation.loss, lambda n: f"{n:.4f}"),
         ("parameters", lambda v: v.params, lambda n: f"{n:,.0f}"),
@@ -103,13 +104,56 @@ def _before_and_after(report: Report) -> str:
     return _table(["", "original", "pruned", "pruned / original"], cells)
 
 
-def _latencies(original: Variant, pruned: Variant) -> str:
+def _latencies(variants: Mapping[str, Variant]) -> str:
     cells = []
-    for before, after in zip(original.latency, pruned.latency, strict=True):
-        for name, latency in (("original", before), ("pruned", after)):
+    for index in range(len(variants["original"].latency)):
+        for name, variant in variants.items():
+            latency = variant.latency[index]
             cells.append([_setting(latency), name, *_figures(latency)])
     heads = ["setting", "", "p50, ms", "p90, ms", "p99, ms", "mean ± std, ms", "samples", "stable"]
     return _table(heads, cells)
+
+
+def _controls(report: Report) -> list[str]:
+    """The pruned network beside its controls."""
+    if not report.controls:
+        return []
+    rows = []
+    differences = {
+        item.name: f"{100 * item.accuracy_difference:+.2f} ({100 * item.accuracy_difference_low:+.2f} to "
+        f"{100 * item.accuracy_difference_high:+.2f})"
+        for item in report.controls
+    }
+    costs = {"pruned": report.cost, **{item.name: item.cost for item in report.controls}}
+    budgets = {"pruned": "the recipe", **{item.name: item.budget for item in report.controls}}
+    for name in ("original", "pruned", *differences):
+        variant = report.variants[name]
+        cost = costs.get(name)
+        gap = 100 * (variant.train.accuracy - variant.validation.accuracy)
+        rows.append(
+            [
+                name,
+                budgets.get(name, "–"),
+                f"{cost.epochs}" if cost else "–",
+                f"{cost.epoch_params:,}" if cost else "–",
+                f"{variant.params:,}",
+                f"{variant.macs:,}",
+                f"{variant.train.accuracy:.2%}",
+                f"{variant.validation.accuracy:.2%}",
+                f"{gap:+.2f}",
+                f"{variant.test.accuracy:.2%}",
+                differences.get(name, "–"),
+            ]
+        )
+    heads = ["", "training", "epochs", "epoch-parameters", "parameters", "MACs", "training accuracy",
+             "validation accuracy", "gap, points", "test accuracy", "pruned − it, points (95 %)"]  # fmt: skip
+    note = (
+        "`unpruned`: the original, trained on as long as the pruned network was. `random`: the same steps with units "
+        "chosen by chance. `scratch`: the pruned network's structure, trained from random weights. All on the same "
+        "data. The interval (Agresti & Min 2005) is of the test images, of one training of each: another seed moves "
+        "the figures, too."
+    )
+    return ["## Controls", note + "\n\n" + _table(heads, rows)]
 
 
 def _setting(latency: Latency) -> str:
@@ -202,7 +246,7 @@ def _method(report: Report) -> str:
     items = [
         f"Accuracy and loss: the ONNX files in {latency.runtime}, on {report.variants['pruned'].validation.images:,} "
         f"validation and {report.variants['pruned'].test.images:,} test images.",
-        "Latency: samples of original and pruned taken in turns in one process, repeated until the medians of three "
+        "Latency: samples of all networks taken in turns in one process, repeated until the medians of three "
         "windows in a row agree within 10 %, else marked unstable; the raw samples are in report.json.",
         "Peak memory: resident bytes of a fresh process at its peak, over those of an empty session; medians of "
         "several processes. Where it is below the noise, the spread of the processes, no ratio is given.",

@@ -269,11 +269,9 @@ def _policy(value: Any) -> Any:
     return value
 
 
-class FineTune(Section):
-    """Training after a step, and between the rounds of one. Fields left out are those of `training`."""
+class Overrides(Section):
+    """Fields of `training` for one purpose. Fields left out are those of `training`."""
 
-    policy: Annotated[Policy, BeforeValidator(_policy, json_schema_input_type=Literal["once"] | Policy)] = Policy()
-    epochs: Epochs = Field(10, description="of each fine-tuning")
     optimizer: Optimizer | None = None
     schedule: Schedule | None = None
     warmup: Warmup | None = None
@@ -288,3 +286,10 @@ class FineTune(Section):
         """`defaults` with what this section overrides."""
         given = {name: getattr(self, name) for name in Training.model_fields}
         return defaults.model_copy(update={name: value for name, value in given.items() if value is not None})
+
+
+class FineTune(Overrides):
+    """Training after a step, and between the rounds of one."""
+
+    policy: Annotated[Policy, BeforeValidator(_policy, json_schema_input_type=Literal["once"] | Policy)] = Policy()
+    epochs: Epochs = Field(10, description="of each fine-tuning")

@@ -26,8 +26,12 @@ def score_file(
     output: OutputKind = "logits",
     threads: int = 1,
     device: str = "cpu",
-) -> SplitScore:
-    """Top-1 accuracy and mean cross-entropy (nats) of the file's first output over a split.
+    most: int | None = None,
+) -> tuple[SplitScore, NDArray[np.bool_]]:
+    """Top-1 accuracy and mean cross-entropy (nats) of the file's first output over a split, and which images of it are
+    right, in their order.
+
+    `most`: of a split with more images, that many are taken, drawn by a fixed seed.
 
     `batch_size`: images per run; time and memory depend on it, nothing else (see `core.batch_size`). A file that fixes
     its batch size is given batches of that size, the last one filled up. `output`: what the model ends in;
@@ -35,17 +39,24 @@ def score_file(
     `ValueError` where the output is not one number per class.
     """
     session = open_session(path, threads=threads, device=device)
-    correct, loss, images = 0, 0.0, 0
-    for x, y in dataset.batches(split, batch_size):
+    right: list[NDArray[np.bool_]] = []
+    loss, images = 0.0, 0
+    drawn = most is not None and most < len(dataset.splits[split])
+    for x, y in dataset.batches(split, batch_size, shuffle=drawn):
+        if drawn and most is not None:
+            x, y = x[: most - images], y[: most - images]
         scores = _outputs(session, x.numpy()).astype(np.float64)  # (B, K)
         labels = y.numpy()
         if scores.shape != (len(labels), len(dataset.classes)):
             wanted = f"({len(labels)}, {len(dataset.classes)})"
             raise ValueError(f"the file's output for {len(labels)} images is {scores.shape}, not {wanted}")
-        correct += int((scores.argmax(1) == labels).sum())
+        right.append(scores.argmax(1) == labels)
         loss += float(-_log_likelihoods(scores, output)[np.arange(len(labels)), labels].sum())
         images += len(labels)
-    return SplitScore(images=images, accuracy=correct / images, loss=loss / images)
+        if images == most:
+            break
+    correct = np.concatenate(right)
+    return SplitScore(images=images, accuracy=int(correct.sum()) / images, loss=loss / images), correct
 
 
 def _outputs(session: Session, x: Floats) -> NDArray[np.float32]:

@@ -1,1 +1,1 @@
-"""Pruning methods: one function, one file each. They do not import each other; `core.pipeline.METHODS` names them."""
+"""Pruning methods: one function, one file each. They do not import each other; `core.steps.METHODS` names them."""

@@ -20,6 +20,7 @@ Differs from the paper
 - `scope: global` ranks the units of all groups together; each round's share is then of all of them.
 - The last round takes no more than the target needs: chunks of weakest units, in order, until it holds.
 - The paper stops after 50 epochs, this at the target; the paper has no fine-tuning after the last pass.
+- `signal: random` scores by chance: the control.
 - Every cut is proved exact, and BatchNorm statistics are measured afresh after it. Each round's training starts a new
   optimizer and goes through the recipe's schedule once.
 
@@ -56,6 +57,7 @@ from core.rounds import (
     select,
 )
 from core.saliency.filter_norms import FilterNorms
+from core.saliency.random_scores import RandomScores
 from core.state import State
 from core.targets import Goal
 from core.training.policies import FineTuning, expected_trainings
@@ -70,7 +72,7 @@ def filter_norm(
     network: Network,
     data: Dataset,
     *,
-    signal: Literal["weights", "activations"],
+    signal: Literal["weights", "activations", "random"],
     ratio_per_round: float,
     every_epochs: int,
     scope: Scope,
@@ -82,6 +84,7 @@ def filter_norm(
     emit: Emit,
     state: State,
     step: int = 0,
+    seed: int = 0,
 ) -> Outcome:
     """Prunes `network` in rounds until `target` holds, fine-tuning by the policy of `fine_tune`. See the top of this
     file.
@@ -91,6 +94,7 @@ def filter_norm(
         state: this step's own scope: empty, or what an earlier attempt saved. A run that goes on from it ends in the
             same bits as an undisturbed one.
         step: index of the step in the recipe, for the names of events.
+        seed: of random scores.
         The others are the recipe's (`core.recipe.FilterNorm`).
 
     Raises `NothingRemoved`, `TargetUnreachable`; `ExactnessFailed` if a cut is not exact; `TrainingDiverged`.
@@ -152,11 +156,15 @@ def filter_norm(
         groups = filter_groups(network)
         # algorithm 3, lines 2 to 4: train, accumulate
         layers = dict.fromkeys(producer.layer for group in groups for producer in group.producers)
-        norms = FilterNorms(layers, signal=signal, normalize=normalize)
+        norms: FilterNorms | RandomScores
+        if signal == "random":
+            norms = RandomScores(seed=seed, round=run.round)
+        else:
+            norms = FilterNorms(layers, signal=signal, normalize=normalize)
         if "norms" in state:
             norms.load(state["norms"])
 
-        def remember(record: Mapping[str, Any], norms: FilterNorms = norms) -> None:
+        def remember(record: Mapping[str, Any], norms: FilterNorms | RandomScores = norms) -> None:
             state.drop("weights")  # the training's own checkpoint has newer ones
             state.put(norms=norms.state())
 

@@ -61,6 +61,7 @@ class Trainer:
         device: where networks are put.
         seed: of the recipe.
         original_macs: of the original network, the unit of the progress.
+        prefix: in front of the names of events and of the parts of the progress; no number depends on it.
         clock: seconds; only `seconds` in events and ledger and the times of checkpoints depend on it.
     """
 
@@ -74,6 +75,7 @@ class Trainer:
         original_macs: int,
         emit: Emit,
         progress: Progress,
+        prefix: str = "",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.training = training
@@ -83,6 +85,7 @@ class Trainer:
         self._original_macs = original_macs
         self._emit = emit
         self._progress = progress
+        self._prefix = prefix
         self._clock = clock
 
     def fit(
@@ -119,11 +122,13 @@ class Trainer:
             load_optimizer(optimizer, state["optimizer"])
             self._progress.credit(fit.cost.seconds)
         counts = count(network)
-        self._progress.stage(label.partition("/")[0])
+        self._progress.stage((self._prefix + label).partition("/")[0])
         saved_at, saved_epoch = self._clock(), len(fit.epochs)
         for epoch in range(len(fit.epochs) + 1, epochs + 1):
             if training.early_stop and _epochs_since_best(fit.epochs) >= training.early_stop:
-                self._emit(f"{label}/stopped", epoch=epoch - 1, epochs=epochs, early_stop=training.early_stop)
+                self._emit(
+                    f"{self._prefix}{label}/stopped", epoch=epoch - 1, epochs=epochs, early_stop=training.early_stop
+                )
                 break
             started = self._clock()
             rate, loss, accuracy = self._train(
@@ -140,8 +145,8 @@ class Trainer:
             score = self.evaluate(network, "validation", macs=counts.macs)
             if not math.isfinite(score.loss):
                 raise TrainingDiverged(
-                    f"the validation loss is {score.loss} after {label}, epoch {epoch}, at learning rate {rate:g}; "
-                    "a lower rate may help"
+                    f"the validation loss is {score.loss} after {self._prefix}{label}, epoch {epoch}, at learning rate "
+                    f"{rate:g}; a lower rate may help"
                 )
             seconds = self._clock() - started
             images = len(self._dataset.splits["train"])
@@ -161,7 +166,7 @@ class Trainer:
             if restore_best and (fit.best is None or score.better_than(_score_of(fit.best, score.images))):
                 weights = {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
                 fit.best = {"epoch": epoch, "accuracy": score.accuracy, "loss": score.loss, "weights": weights}
-            self._emit(f"{label}/epoch/{epoch}", **record)
+            self._emit(f"{self._prefix}{label}/epoch/{epoch}", **record)
             if on_epoch is not None:
                 on_epoch(record)
             waited = self._clock() - saved_at >= CHECKPOINT_SECONDS or epoch - saved_epoch >= CHECKPOINT_EPOCHS
@@ -223,7 +228,7 @@ class Trainer:
         train, validation = (len(self._dataset.splits[name]) for name in ("train", "validation"))
         per_epoch = TRAINING_PASSES * train + validation
         passes = sum(epochs * per_epoch * macs / self._original_macs for epochs, macs in trainings)
-        self._progress.expect(part, passes=passes)
+        self._progress.expect(self._prefix + part, passes=passes)
 
     def resumed(self, cost: Cost) -> None:
         """See `TrainerPort.resumed`."""
@@ -270,7 +275,7 @@ class Trainer:
             losses[step] = loss.detach()
             # every loss is looked at, but on an accelerator not one by one: that would wait for it at each step
             if self._device.type == "cpu" or step % _LOSS_CHECK_STEPS == _LOSS_CHECK_STEPS - 1 or step == steps - 1:
-                _check_losses(losses[: step + 1], rates, label=label, epoch=epoch)
+                _check_losses(losses[: step + 1], rates, label=self._prefix + label, epoch=epoch)
             loss.backward()  # type: ignore[no-untyped-call]
             if training.clip_norm:
                 torch.nn.utils.clip_grad_norm_(network.parameters(), training.clip_norm)

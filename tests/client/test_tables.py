@@ -38,3 +38,14 @@ def test_a_memory_that_was_not_measured_has_no_row() -> None:
     variants = report(met=True)["variants"]
     variants["pruned"]["memory"] = None
     assert "peak memory" not in shown(variants=variants)
+
+
+def test_controls_are_shown_with_their_interval() -> None:
+    control = {
+        "name": "random", "budget": "the recipe's steps", "cost": {"epochs": 12}, "accuracy_difference": 0.0125,
+        "accuracy_difference_low": -0.004, "accuracy_difference_high": 0.0291,
+    }  # fmt: skip
+    variants = report(met=True)["variants"]
+    variants["random"] = variants["pruned"]
+    row = rows(shown(variants=variants, controls=[control]))["random"]
+    assert row == ["random", "12", "98.33%", "+1.25", "points", "(-0.40", "to", "+2.91)"]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from torch import nn
 
-from core.comparison import doubts, measure, output_kind, ratios, requirement_results, sample_inputs
+from core.comparison import doubts, measure, output_kind, paired_difference, ratios, requirement_results, sample_inputs
 from core.graph.architectures import build
 from core.graph.export import write_onnx
 from core.graph.lowering import trace
@@ -35,10 +37,23 @@ def memory(peak: int, noise: int = 0) -> Memory:
 def variant(*, accuracy: float = 0.98, images: int = 100, **changes: Any) -> Variant:
     score = SplitScore(images=images, accuracy=accuracy, loss=0.1)
     fields: dict[str, Any] = {
-        "validation": score, "test": score, "params": 1000, "macs": 2000, "filters": 30, "file_bytes": 4000,
-        "opset": 17, "sha256": "0" * 64, "latency": [latency(2.0)], "memory": memory(5000),
+        "validation": score, "test": score, "train": score, "params": 1000, "macs": 2000, "filters": 30,
+        "file_bytes": 4000, "opset": 17, "sha256": "0" * 64, "latency": [latency(2.0)], "memory": memory(5000),
     }  # fmt: skip
     return Variant(**(fields | changes))
+
+
+def test_a_difference_of_answers_to_the_same_images() -> None:
+    """By hand: of 100 images 90 both, 6 only we, 2 only they, 2 nobody."""
+    ours = np.array([True] * 96 + [False] * 4)
+    theirs = np.array([True] * 90 + [False] * 6 + [True] * 2 + [False] * 2)
+    middle, low, high = paired_difference(ours, theirs)
+    assert middle == pytest.approx(0.04)
+    centre, spread = 4 / 102, 1.96 * math.sqrt(9 - 16 / 102) / 102
+    assert (low, high) == pytest.approx((centre - spread, centre + spread))
+    assert low < 0 < high
+    middle, low, high = paired_difference(ours, ours)  # nobody differs: still no certainty
+    assert (middle, low < 0 < high) == (0, True)
 
 
 def test_ratios_are_pruned_over_original() -> None:
@@ -155,7 +170,7 @@ def test_a_memory_that_is_not_measured_loses_nothing_else(tmp_path: Path, monkey
     write_onnx(network, tmp_path / "a.onnx", opset=13)
     names = ("original", "pruned")
     events = Events()
-    variants = measure(
+    variants, _ = measure(
         dict.fromkeys(names, tmp_path / "a.onnx"), dict.fromkeys(names, network), small_dataset(), device="cpu",
         threads=1, emit=events,
     )  # fmt: skip

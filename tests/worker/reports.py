@@ -6,8 +6,8 @@ from typing import Any
 
 _SCORE = {"images": 360, "accuracy": 0.5, "loss": {"$float": "nan"}}
 _VARIANT = {
-    "validation": _SCORE, "test": _SCORE, "params": 10, "macs": 10, "filters": 1, "file_bytes": 9, "sha256": "0" * 64,
-    "latency": [], "memory": None, "opset": 17,
+    "validation": _SCORE, "test": _SCORE, "train": _SCORE, "params": 10, "macs": 10, "filters": 1,
+    "file_bytes": 9, "sha256": "0" * 64, "latency": [], "memory": None, "opset": 17,
 }  # fmt: skip
 REPORT: dict[str, Any] = {
     "variants": {"original": _VARIANT, "pruned": _VARIANT}, "ratios": {"macs_ratio": 0.5}, "target_met": True,

@@ -150,6 +150,9 @@ def report(report: Report) -> RenderableType:
     old, new = (_at(each, "memory", "peak_memory_bytes") for each in (before, after))
     _row(table, "peak memory", old, new, size, told="peak_memory_ratio" in report.ratios)
 
+    parts: list[RenderableType] = [table]
+    if controls := report.raw.get("controls"):
+        parts += [Text(""), _controls(report, controls)]
     lines = [
         f"{'met   ' if each.passed else 'MISSED'}  {each.name}: {_measured(each)}, required {each.required}"
         for each in report.requirements
@@ -157,7 +160,26 @@ def report(report: Report) -> RenderableType:
     if not report.target_met:
         lines.append("the recipe's target was not met: this is the smallest network that its guard allows")
     lines += [f"warning: {warning}" for warning in report.raw.get("warnings", [])]
-    return Group(table, Text("\n" + "\n".join(lines))) if lines else table
+    if lines:
+        parts.append(Text("\n" + "\n".join(lines)))
+    return Group(*parts)
+
+
+def _controls(report: Report, controls: Sequence[Mapping[str, Any]]) -> Table:
+    """What the pruned network is held against; differences with their 95 % interval."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("control", "epochs", "accuracy, test", "pruned is better by"):
+        table.add_column(column, justify="left" if column == "control" else "right")
+    for control in controls:
+        accuracy = _at(report.variants, control["name"], "test", "accuracy")
+        middle, low, high = (100 * control[f"accuracy_difference{end}"] for end in ("", "_low", "_high"))
+        table.add_row(
+            str(control["name"]),
+            str(_at(control, "cost", "epochs")),
+            "-" if accuracy is None else f"{accuracy:.2%}",
+            f"{middle:+.2f} points ({low:+.2f} to {high:+.2f})",
+        )
+    return table
 
 
 def _row(table: Table, label: str, old: Any, new: Any, form: Any, *, told: bool = True) -> None:

@@ -42,22 +42,36 @@ def expected(digits: Dataset, weight: np.ndarray) -> tuple[float, float]:
 def test_scores_are_torch_s(
     digits: Dataset, weight: np.ndarray, linear_file: MakeFile, batch: int | str, end: str | None, output: OutputKind
 ) -> None:
-    score = score_file(linear_file(weight, batch=batch, end=end), digits, "test", batch_size=100, output=output)
+    score, right = score_file(linear_file(weight, batch=batch, end=end), digits, "test", batch_size=100, output=output)
     accuracy, loss = expected(digits, weight)
     assert accuracy > 0.5
-    assert score.images == 359
+    assert score.images == len(right) == 359
+    assert right.mean() == score.accuracy
     assert score.accuracy == pytest.approx(accuracy)
     assert score.loss == pytest.approx(loss, rel=1e-5)
 
 
 def test_a_saturated_softmax_has_a_finite_loss(digits: Dataset, weight: np.ndarray, linear_file: MakeFile) -> None:
-    score = score_file(linear_file(weight * 1e4, end="Softmax"), digits, "test", batch_size=100, output="probabilities")
+    score, _ = score_file(
+        linear_file(weight * 1e4, end="Softmax"), digits, "test", batch_size=100, output="probabilities"
+    )
     assert np.isfinite(score.loss)
+
+
+def test_some_images_of_a_split(digits: Dataset, weight: np.ndarray, linear_file: MakeFile) -> None:
+    """The same ones each time, whatever the size of batches."""
+    file = linear_file(weight)
+    few, right = score_file(file, digits, "train", batch_size=50, most=120)
+    assert (few.images, len(right)) == (120, 120)
+    again, _ = score_file(file, digits, "train", batch_size=50, most=120)
+    assert again == few
+    everything = score_file(file, digits, "train", batch_size=50)
+    assert score_file(file, digits, "train", batch_size=50, most=10_000)[0] == everything[0]
 
 
 def test_the_batch_size_does_not_matter(digits: Dataset, weight: np.ndarray, linear_file: MakeFile) -> None:
     file = linear_file(weight)
-    scores = [score_file(file, digits, "validation", batch_size=size) for size in (1, 64, 1000)]
+    scores = [score_file(file, digits, "validation", batch_size=size)[0] for size in (1, 64, 1000)]
     assert {score.accuracy for score in scores} == {scores[0].accuracy}
     assert [score.loss for score in scores] == pytest.approx([scores[0].loss] * 3)
 

@@ -1,0 +1,189 @@
+"""The controls of a recipe (`baselines`): the same data and training, without what the recipe claims to be good.
+
+`unpruned`: is it the pruning, or only the longer training? `random`: does it matter what is removed? `scratch`: are the
+original's weights of any use? (Liu et al. 2019; Blalock et al. 2020.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from core.baselines import Baseline, Kind
+from core.data.datasets import Dataset
+from core.errors import PruningError, TrainingDiverged
+from core.events import Emit
+from core.graph.counts import Counts, count
+from core.graph.initialise import reinitialise
+from core.graph.network import Network
+from core.outcome import Done
+from core.progress import Progress
+from core.recipe import Recipe
+from core.report import Cost
+from core.state import State
+from core.steps import planned, run_steps
+from core.training.trainer import Trainer, derived_seed
+from core.training_settings import Training
+
+
+@dataclass
+class Control:
+    """A control that has been run. `network` is what it ends with, `budget` that of its training, in words."""
+
+    name: Kind
+    network: Network
+    cost: Cost
+    budget: str
+    warnings: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A control that could not be run to its end; the job goes on without it, and says so."""
+
+    name: Kind
+    reason: str
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What the recipe's own run began with and left: the network in front of the steps, and behind them."""
+
+    start: Network
+    done: Done
+    original: Counts
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What every control is given. `trainer(prefix)`: one whose events and parts begin with `prefix`."""
+
+    recipe: Recipe
+    dataset: Dataset
+    trainer: Callable[[str], Trainer]
+    progress: Progress
+    emit: Emit
+    state: State
+
+
+def prefix_of(kind: Kind) -> str:
+    """What the names of a control's events begin with."""
+    return f"baseline/{kind}/"
+
+
+def expected(recipe: Recipe, network: Network, original: Counts) -> dict[str, list[tuple[int, int]]]:
+    """(epochs, MACs) of the trainings of each part of the controls, guessed before the steps have run."""
+    found: dict[str, list[tuple[int, int]]] = {}
+    steps = [planned(step, network, original, recipe.export) for step in recipe.steps]
+    every = [training for trainings in steps for training in trainings]
+    epochs = sum(number for number, _ in every)
+    last = every[-1][1] if every else original.macs
+    for baseline in recipe.baselines:
+        prefix = prefix_of(baseline.kind)
+        if baseline.kind == "random":
+            found.update({f"{prefix}step/{index}": trainings for index, trainings in enumerate(steps)})
+        elif baseline.kind == "unpruned":
+            found[f"{prefix}fine_tune"] = [(epochs, original.macs)]
+        else:
+            budget = baseline.settings.budget
+            equal = sum(number * macs for number, macs in every) // max(1, last)
+            number = budget if isinstance(budget, int) else epochs if budget == "equal_epochs" else equal
+            found[f"{prefix}train"] = [(number, last)]
+    return found
+
+
+def run_controls(ran: Ran, around: Surroundings) -> list[Control | Failed]:
+    """Every control of the recipe, in its order, each from where an earlier attempt left it."""
+    found: list[Control | Failed] = []
+    for baseline in around.recipe.baselines:
+        state = around.state.scope(baseline.kind)
+        try:
+            found.append(CONTROLS[baseline.kind](baseline, ran, around, state))
+        except (PruningError, TrainingDiverged) as error:
+            around.emit(f"{prefix_of(baseline.kind)}failed", code=error.code, reason=error.message)
+            found.append(Failed(baseline.kind, error.message))
+    return found
+
+
+def unpruned(baseline: Baseline, ran: Ran, around: Surroundings, state: State) -> Control:
+    """The network in front of the steps, trained for as many epochs as theirs together, as the last fine-tuning was."""
+    epochs = ran.done.cost.epochs
+    network = ran.start.clone()
+    training = around.recipe.steps[-1].fine_tune.resolved(around.recipe.training)
+    cost = _trained(network, "fine_tune", epochs, training, baseline, around, state)
+    return Control("unpruned", network, cost, f"{epochs} epochs, as the pruned network's")
+
+
+def random(baseline: Baseline, ran: Ran, around: Surroundings, state: State) -> Control:
+    """The recipe's steps with random scores, down to what each step of the pruned network's reached."""
+    prefix = prefix_of(baseline.kind)
+    steps = [step.at_random(reached) for step, reached in zip(around.recipe.steps, ran.done.reached, strict=True)]
+
+    def emit(name: str, /, **body: Any) -> None:
+        around.emit(prefix + name, **body)
+
+    done = run_steps(
+        steps,
+        ran.start,
+        around.dataset,
+        original=ran.original,
+        accuracy=ran.accuracy,
+        export=around.recipe.export,
+        seed=around.recipe.seed,
+        trainer=around.trainer(prefix),
+        progress=around.progress,
+        emit=emit,
+        state=state,
+        prefix=prefix,
+    )
+    warnings = [f"control random: {warning}" for warning in done.warnings]
+    return Control("random", done.network, done.cost, "the recipe's steps", warnings)
+
+
+def scratch(baseline: Baseline, ran: Ran, around: Surroundings, state: State) -> Control:
+    """The pruned network's structure with random weights, trained by the baseline's own settings."""
+    settings, spent = baseline.settings, ran.done.cost
+    network = ran.done.network.clone()
+    kept = reinitialise(network, seed=derived_seed(around.recipe.seed, "baseline/scratch/weights"))
+    params = count(network).params
+    epochs = {"equal_epochs": spent.epochs, "equal_cost": max(1, round(spent.epoch_params / params))}.get(
+        str(settings.budget), settings.budget
+    )
+    assert isinstance(epochs, int)
+    cost = _trained(network, "train", epochs, settings.resolved(around.recipe.training), baseline, around, state)
+    told = settings.budget if isinstance(settings.budget, str) else "as the recipe says"
+    warnings = [f"control scratch: parameters of no layer keep their values: {', '.join(kept)}"] if kept else []
+    return Control("scratch", network, cost, f"{epochs} epochs, {told.replace('_', ' ')}", warnings)
+
+
+CONTROLS: Mapping[Kind, Callable[[Baseline, Ran, Surroundings, State], Control]] = {
+    "unpruned": unpruned,
+    "random": random,
+    "scratch": scratch,
+}
+
+
+def _trained(
+    network: Network,
+    label: str,
+    epochs: int,
+    training: Training,
+    baseline: Baseline,
+    around: Surroundings,
+    state: State,
+) -> Cost:
+    """Trains `network` in place, or takes what an earlier attempt has trained."""
+    prefix = prefix_of(baseline.kind)
+    if "weights" in state:
+        network.load_state_dict(state["weights"])
+        return Cost(**state["cost"])
+    trainer = around.trainer(prefix)
+    around.progress.begin("baseline", prefix + label)
+    trainer.expect(label, [(epochs, count(network).macs)])
+    fit = trainer.fit(network, training=training, epochs=epochs, label=label, state=state.scope("fit"))
+    state.drop("fit")
+    state.save(weights=network.state_dict(), cost=fit.cost.model_dump())
+    around.progress.end(prefix + label)
+    return fit.cost

@@ -1,0 +1,84 @@
+"""The steps of a recipe, one after the other, each by its method."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from core.data.datasets import Dataset
+from core.events import Emit
+from core.graph.counts import Counts, count
+from core.graph.network import Network
+from core.methods.filter_norm import filter_norm, planned_trainings
+from core.outcome import Done, Outcome
+from core.progress import Progress
+from core.recipe import Export, Step
+from core.state import State
+from core.targets import Goal
+from core.training.port import TrainerPort
+from core.training.trainer import derived_seed
+
+METHODS: Mapping[str, Callable[..., Outcome]] = {"filter_norm": filter_norm}
+TRAININGS: Mapping[str, Callable[..., list[tuple[int, int]]]] = {"filter_norm": planned_trainings}
+"""Per method, the (epochs, MACs) of the trainings that a step will probably take: for the progress before it starts."""
+_RESOLVED = {"method", "target", "fine_tune"}
+"""Fields of a step that are not handed to its method as they are."""
+
+
+def planned(step: Step, network: Network, original: Counts, export: Export) -> list[tuple[int, int]]:
+    """(epochs, MACs) of each training that `step` would take on `network`; a guess, which the step corrects."""
+    return TRAININGS[step.method](
+        network, step, target=Goal(step.target, original), channel_multiple=export.channel_multiple
+    )
+
+
+def run_steps(
+    steps: Sequence[Step],
+    network: Network,
+    dataset: Dataset,
+    *,
+    original: Counts,
+    accuracy: float,
+    export: Export,
+    seed: int,
+    trainer: TrainerPort,
+    progress: Progress,
+    emit: Emit,
+    state: State,
+    prefix: str = "",
+) -> Done:
+    """What `steps` make of `network`, each from where an earlier attempt left it in `state`.
+
+    Args:
+        original: counts of the original, the unit of targets; accuracy: its validation accuracy, 0-1.
+        prefix: of the parts of the progress and, as `emit` and `trainer` put it in front already, of the events.
+    """
+    done = Done.of(state, network)
+    if done.steps:
+        trainer.resumed(done.cost)
+    for index, step in enumerate(steps[done.steps :], start=done.steps):
+        part = f"{prefix}step/{index}"
+        progress.begin(prefix.partition("/")[0] or "prune", part)
+        outcome = METHODS[step.method](
+            done.network,
+            dataset,
+            target=Goal(step.target, original, accuracy),
+            fine_tune=step.fine_tune,
+            trainer=trainer,
+            emit=emit,
+            state=state.scope("method"),
+            step=index,
+            seed=derived_seed(seed, f"{prefix}step/{index}"),
+            channel_multiple=export.channel_multiple,
+            **{name: getattr(step, name) for name in type(step).model_fields if name not in _RESOLVED},
+        )
+        done.add(outcome)
+        done.reached.append(_sizes(count(done.network)))
+        state.drop("method")
+        state.save(**done.values())
+        progress.end(part)
+    return done
+
+
+def _sizes(counts: Counts) -> dict[str, Any]:
+    return {"params": counts.params, "macs": counts.macs, "filters": counts.filters}

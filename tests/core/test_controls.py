@@ -1,0 +1,185 @@
+"""Controls in a job: what they are given, what the report says of them, and that a crash does not change them."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from core import pipeline
+from core.data.datasets import load_dataset
+from core.data.fit import check_fits
+from core.errors import TrainingDiverged
+from core.graph.architectures import build
+from core.graph.batch_norm_folding import fold
+from core.graph.export import write_onnx
+from core.graph.importers import load
+from core.job import DatasetInput, JobInputs, ModelInput
+from core.progress import Progress
+from core.recipe import parse_recipe
+from core.report import Report
+from core.report_markdown import to_markdown
+from core.training.trainer import Trainer
+from core.training_settings import Sgd, Training
+from tests.core.fakes import Dying, Events, Killed, empty_state
+
+DIGITS = DatasetInput(path=None, sha256=None, format="digits")
+STEP = {
+    "method": "filter_norm", "target": {"macs": 0.6}, "ratio_per_round": 0.2, "every_epochs": 1,
+    "fine_tune": {"epochs": 2, "optimizer": {"name": "sgd", "lr": 0.02}},
+}  # fmt: skip
+CONTROLS = ["unpruned", "random", {"scratch": {"budget": "equal_epochs", "optimizer": {"name": "sgd", "lr": 0.05}}}]
+
+
+@pytest.fixture(autouse=True)
+def quick_latency(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("core.comparison.LATENCY_SECONDS", 0.2)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> ModelInput:
+    folder = tmp_path_factory.mktemp("model")
+    torch.manual_seed(0)
+    network = build("small_cnn", num_classes=10, in_channels=1, image_size=(8, 8))
+    data = check_fits(load_dataset(DIGITS), network.inputs, network.outputs)
+    events = Events()
+    trainer = Trainer(data, training=Training(), device=torch.device("cpu"), seed=0, original_macs=1, emit=events,
+                      progress=Progress(events))  # fmt: skip
+    training = Training(optimizer=Sgd(lr=0.05), batch_size=64)
+    trainer.fit(network, training=training, epochs=3, label="train", state=empty_state(folder))
+    path = folder / "digits.onnx"
+    write_onnx(network, path, opset=17)
+    return ModelInput(path=path, sha256=hashlib.sha256(path.read_bytes()).hexdigest(), format="onnx")
+
+
+def run(model: ModelInput, workdir: Path, events: Events, **changes: Any) -> Report:
+    document = {
+        "steps": [STEP],
+        "training": {"batch_size": 64},
+        "baselines": CONTROLS,
+        "export": {"channel_multiple": 4},
+    }
+    recipe = parse_recipe(document | changes)
+    inputs = JobInputs(model=model, datasets=(DIGITS,), recipe=recipe, threads=1)
+    return pipeline.run(inputs, workdir, events)
+
+
+@pytest.fixture(scope="module")
+def whole(model: ModelInput, tmp_path_factory: pytest.TempPathFactory) -> tuple[Report, Events]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("core.comparison.LATENCY_SECONDS", 0.2)
+        patch.setattr("core.training.trainer.CHECKPOINT_EPOCHS", 1)
+        events = Events()
+        return run(model, tmp_path_factory.mktemp("whole"), events), events
+
+
+def test_each_control_is_what_it_says(whole: tuple[Report, Events]) -> None:
+    report, events = whole
+    assert list(report.variants) == ["original", "pruned", "unpruned", "random", "scratch"]
+    original, pruned, unpruned, random, scratch = report.variants.values()
+    by_name = {item.name: item for item in report.controls}
+    assert (unpruned.params, unpruned.macs) == (original.params, original.macs)
+    assert unpruned.sha256 != original.sha256
+    assert by_name["unpruned"].cost.epochs == report.cost.epochs
+    assert by_name["unpruned"].cost.epoch_params == report.cost.epochs * original.params
+    assert random.macs <= pruned.macs  # the same amount, at random
+    assert random.macs > 0.8 * pruned.macs
+    assert (scratch.params, scratch.macs) == (pruned.params, pruned.macs)
+    assert by_name["scratch"].cost.epochs == report.cost.epochs
+    selects = [(name, body) for name, body in events if name.endswith("/select")]
+    assert {body["signal"] for name, body in selects if name.startswith("prune/")} == {"weights"}
+    assert {body["signal"] for name, body in selects if name.startswith("baseline/random/prune/")} == {"random"}
+    assert events.not_taken() == []
+
+
+def test_what_the_report_says_of_them(whole: tuple[Report, Events]) -> None:
+    report, _ = whole
+    for control in report.controls:
+        theirs = report.variants[control.name].test.accuracy
+        assert control.accuracy_difference == pytest.approx(report.variants["pruned"].test.accuracy - theirs)
+        assert control.accuracy_difference_low < control.accuracy_difference < control.accuracy_difference_high
+    assert all(variant.train.images == 1259 for variant in report.variants.values())
+    assert {f"parity/{name}" for name in ("unpruned", "random", "scratch")} <= {check.name for check in report.checks}
+    text = to_markdown(report)
+    table = text[text.index("## Controls") :]
+    assert f"| scratch | {report.cost.epochs} epochs, equal epochs | {report.cost.epochs} |" in table
+
+
+def test_without_baselines_there_is_no_section(whole: tuple[Report, Events]) -> None:
+    report, _ = whole
+    assert "## Controls" not in to_markdown(report.model_copy(update={"controls": []}))
+
+
+def test_their_progress_is_planned(whole: tuple[Report, Events]) -> None:
+    """Once the steps are done the greater part of the training is still to come."""
+    _, events = whole
+    names = [name for name, _ in events]
+    first = names.index("baseline/unpruned/fine_tune/epoch/1")
+    fractions = [body["fraction"] for name, body in events[:first] if name == "progress"]
+    assert not fractions or fractions[-1] < 0.6
+
+
+@pytest.mark.parametrize("where", ["baseline/unpruned/", "baseline/random/", "baseline/scratch/"])
+def test_killed_in_a_control_it_ends_in_the_same_figures(
+    where: str, model: ModelInput, whole: tuple[Report, Events], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("core.training.trainer.CHECKPOINT_EPOCHS", 1)
+    report, events = whole
+    names = [name for name, _ in events]
+    begins = next(index for index, name in enumerate(names) if name.startswith(where))
+    kill_at = next(body["number"] for name, body in events[begins:] if name == "checkpoint")
+    with pytest.raises(Killed):
+        run(model, tmp_path, Dying(kill_at))
+    after = Events()
+    again = run(model, tmp_path, after)
+    assert {name: variant.sha256 for name, variant in again.variants.items()} == {
+        name: variant.sha256 for name, variant in report.variants.items()
+    }
+    for ours, theirs in zip(again.controls, report.controls, strict=True):
+        assert ours.model_dump(exclude={"cost": {"seconds"}}) == theirs.model_dump(exclude={"cost": {"seconds"}})
+    epochs = [name for name in names if "/epoch/" in name]
+    resumed = [name for name, _ in after if "/epoch/" in name]
+    assert resumed == epochs[len(epochs) - len(resumed) :]
+
+
+def test_equal_cost_is_in_epoch_parameters(model: ModelInput, tmp_path: Path) -> None:
+    report = run(model, tmp_path, Events(), baselines=["scratch"])
+    (control,) = report.controls
+    assert control.cost.epoch_params == pytest.approx(
+        report.cost.epoch_params, abs=report.variants["pruned"].params / 2
+    )
+    assert "equal cost" in control.budget
+
+
+def test_a_control_that_fails_does_not_end_the_job(
+    model: ModelInput, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Trainer.fit
+
+    def fit(self: Trainer, *arguments: Any, **named: Any) -> Any:
+        if named["label"] == "train":
+            raise TrainingDiverged("the loss became nan")
+        return real(self, *arguments, **named)
+
+    monkeypatch.setattr(Trainer, "fit", fit)
+    events = Events()
+    report = run(model, tmp_path, events, baselines=["unpruned", "scratch"])
+    assert [item.name for item in report.controls] == ["unpruned"]
+    assert "the control scratch failed: the loss became nan" in report.warnings
+    assert events.named("baseline/scratch/failed")[0]["reason"] == "the loss became nan"
+
+
+def test_with_inserted_batch_norms_the_controls_have_them_too(model: ModelInput, tmp_path: Path) -> None:
+    """In training; in the file they are folded away."""
+    path = tmp_path / "folded.onnx"
+    write_onnx(fold(load(model))[0], path, opset=17)
+    plain = ModelInput(path=path, sha256=hashlib.sha256(path.read_bytes()).hexdigest(), format="onnx")
+    report = run(plain, tmp_path / "run", Events(), batchnorm="insert")
+    assert {f"exactness/batchnorm/fold/{name}" for name in ("unpruned", "random", "scratch")} <= {
+        check.name for check in report.checks
+    }
+    assert report.variants["unpruned"].params == report.variants["original"].params
+    assert report.variants["scratch"].params == report.variants["pruned"].params
