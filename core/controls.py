@@ -15,7 +15,6 @@ from core.data.datasets import Dataset
 from core.errors import PruningError, TrainingDiverged
 from core.events import Emit
 from core.graph.counts import Counts, count
-from core.graph.initialise import reinitialise
 from core.graph.network import Network
 from core.outcome import Done
 from core.progress import Progress
@@ -23,7 +22,9 @@ from core.recipe import Recipe
 from core.report import Cost
 from core.state import State
 from core.steps import planned, run_steps
-from core.training.trainer import Trainer, derived_seed
+from core.training.initialise import reinitialise
+from core.training.seeds import derived_seed
+from core.training.trainer import Trainer
 from core.training_settings import Training
 
 

@@ -90,7 +90,7 @@ class _Job:
         state = State.open(self.workdir, fingerprint=fingerprint(self.inputs), emit=self.emit)
         original, dataset = self._import()
         counts = count(original)
-        trainer = self._trainer(dataset, counts)
+        trainer = self._trainer(original, dataset, counts)
         self._plan(original, counts, dataset, trainer)
         start, inserted = self._insert(original, dataset, trainer)
         self._baseline(original, counts, dataset, trainer, state)
@@ -108,13 +108,13 @@ class _Job:
             emit=self.emit,
             state=state,
         )
-        self._controls(Ran(start, done, counts, accuracy), dataset, state)
+        self._controls(original, Ran(start, done, counts, accuracy), dataset, state)
         if inserted is not None:
             self._fold(done, inserted, dataset)
         files = self._export(original, done, dataset)
         return self._measure(files, original, done, dataset)
 
-    def _trainer(self, dataset: Dataset, counts: Counts, prefix: str = "") -> Trainer:
+    def _trainer(self, original: Network, dataset: Dataset, counts: Counts, prefix: str = "") -> Trainer:
         return Trainer(
             dataset,
             training=self.recipe.training,
@@ -123,6 +123,7 @@ class _Job:
             original_macs=counts.macs,
             emit=self.emit,
             progress=self.progress,
+            teacher=original,
             prefix=prefix,
         )
 
@@ -207,12 +208,12 @@ class _Job:
             done.checks += [check.model_copy(update={"name": f"{check.name}/{control.name}"}) for check in checks]
             self.warnings += [f"control {control.name}: {warning}" for warning in warnings]
 
-    def _controls(self, ran: Ran, dataset: Dataset, state: State) -> None:
+    def _controls(self, original: Network, ran: Ran, dataset: Dataset, state: State) -> None:
         """Runs the recipe's baselines, and takes out of them the BatchNorms that are only for the training."""
         around = Surroundings(
             recipe=self.recipe,
             dataset=dataset,
-            trainer=lambda prefix: self._trainer(dataset, ran.original, prefix),
+            trainer=lambda prefix: self._trainer(original, dataset, ran.original, prefix),
             progress=self.progress,
             emit=self.emit,
             state=state.scope("controls"),

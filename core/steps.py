@@ -16,7 +16,7 @@ from core.recipe import Export, Step
 from core.state import State
 from core.targets import Goal
 from core.training.port import TrainerPort
-from core.training.trainer import derived_seed
+from core.training.seeds import derived_seed
 
 METHODS: Mapping[str, Callable[..., Outcome]] = {"filter_norm": filter_norm}
 TRAININGS: Mapping[str, Callable[..., list[tuple[int, int]]]] = {"filter_norm": planned_trainings}

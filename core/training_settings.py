@@ -159,7 +159,56 @@ Schedule = Annotated[
     ConstantSchedule | MultistepSchedule | CosineSchedule | CosineRestartsSchedule | OneCycleSchedule | PlateauSchedule,
     Discriminator("name"),
 ]
-Augment = Literal["none", "crop", "crop_flip"]
+
+
+# --- augmentation ----------------------------------------------------------------------------------------------------
+
+_SHORT = {"none": {}, "crop": {"crop": True}, "crop_flip": {"crop": True, "flip": True}}
+
+
+class Augmentation(Section):
+    """What is done to training images, each with draws of its own, anew in each epoch.
+
+    `crop`: padded with black and cropped back to size at a random place. `flip`: half of them mirrored left-right.
+    `rotate`: turned by up to so many degrees either way. `erase`: that share has a random box filled with its mean
+    (Zhong et al. 2020). `noise`: Gaussian, of that standard deviation (1 = from black to white). `mixup` (Zhang et al.
+    2018) and `cutmix` (Yun et al. 2019): two images and their labels blended, or a box of one put into the other, by a
+    share drawn from Beta(a, a); with both, each batch gets one of them.
+    """
+
+    crop: bool = False
+    flip: bool = False
+    rotate: float = Field(0.0, ge=0, le=180)
+    erase: float = Field(0.0, ge=0, le=1)
+    noise: float = Field(0.0, ge=0, le=1)
+    mixup: float = Field(0.0, ge=0, le=100)
+    cutmix: float = Field(0.0, ge=0, le=100)
+
+    @model_serializer(mode="wrap")
+    def _as_written(self, handler: SerializerFunctionWrapHandler) -> Any:
+        given = {name: value for name, value in handler(self).items() if value}
+        return next((name for name, fields in _SHORT.items() if fields == given), given)
+
+
+def _augmentation(value: Any) -> Any:
+    if isinstance(value, str) and value in _SHORT:
+        return _SHORT[value]
+    if isinstance(value, dict | Augmentation):
+        return value
+    raise ValueError("is one of none, crop, crop_flip, or an object: {crop: true, flip: true, rotate: 10, erase: 0.25}")
+
+
+Augment = Annotated[
+    Augmentation,
+    BeforeValidator(_augmentation, json_schema_input_type=Literal["none", "crop", "crop_flip"] | Augmentation),
+]
+NullAugment = Annotated[
+    Augmentation | None,
+    BeforeValidator(
+        lambda value: value if value is None else _augmentation(value),
+        json_schema_input_type=Literal["none", "crop", "crop_flip"] | Augmentation | None,
+    ),
+]
 BatchSize = Annotated[int, Field(ge=1, le=65_536)]
 Warmup = Annotated[
     Annotated[int, Field(ge=0, le=10_000)] | Share,
@@ -169,6 +218,22 @@ ClipNorm = Annotated[float, Field(ge=0, le=1e6)]
 Smoothing = Annotated[float, Field(ge=0, lt=1)]
 
 
+class Distill(Section):
+    """Training towards the answers of the original, too: (1 - weight) · loss + weight · T² · KL(original ‖ network),
+    both softened by the temperature T (Hinton et al. 2015). A weight of 0 is none."""
+
+    temperature: float = Field(4.0, gt=0, le=100)
+    weight: float = Field(0.5, ge=0, le=1)
+
+
+class WeightNoise(Section):
+    """Normal noise on the weights of the convolutions before a fine-tuning, of `eta` times the standard deviation of
+    the layer's weights, or of each kernel's (Velici 2022, section 3.6.2)."""
+
+    eta: float = Field(gt=0, le=10)
+    per: Literal["layer", "kernel"] = "layer"
+
+
 class Training(Section):
     """The defaults of every training in the recipe; a step's `fine_tune` may override each field.
 
@@ -176,18 +241,20 @@ class Training(Section):
     `clip_norm`: gradients of a larger 2-norm, all together, are scaled down to it; 0: never. `label_smoothing`: that
     share of the target goes to all classes alike (Szegedy 2016), in training only. `early_stop`: the training ends once
     its best epoch on the validation split lies that many epochs back; 0: never. It is not for the rounds of a method
-    that counts their epochs.
+    that counts their epochs. `freeze`: the classifier's weights stay as they are.
     """
 
     optimizer: Optimizer = Sgd()
     schedule: Schedule = CosineSchedule()
     warmup: Warmup = 0
     batch_size: BatchSize = 128
-    augment: Augment = "none"
+    augment: Augment = Augmentation()
     clip_norm: ClipNorm = 0.0
     label_smoothing: Smoothing = 0.0
     early_stop: Epochs = 0
     restore_best: bool = True
+    distill: Distill | None = None
+    freeze: Literal["none", "classifier"] = "none"
 
 
 # --- when a method that goes in rounds fine-tunes --------------------------------------------------------------------
@@ -276,11 +343,13 @@ class Overrides(Section):
     schedule: Schedule | None = None
     warmup: Warmup | None = None
     batch_size: BatchSize | None = None
-    augment: Augment | None = None
+    augment: NullAugment = None
     clip_norm: ClipNorm | None = None
     label_smoothing: Smoothing | None = None
     early_stop: Epochs | None = None
     restore_best: bool | None = None
+    distill: Distill | None = None
+    freeze: Literal["none", "classifier"] | None = None
 
     def resolved(self, defaults: Training) -> Training:
         """`defaults` with what this section overrides."""
@@ -293,3 +362,4 @@ class FineTune(Overrides):
 
     policy: Annotated[Policy, BeforeValidator(_policy, json_schema_input_type=Literal["once"] | Policy)] = Policy()
     epochs: Epochs = Field(10, description="of each fine-tuning")
+    noise: WeightNoise | None = None

@@ -25,8 +25,9 @@ from core.data.zips import read_zip
 from core.errors import DatasetMismatch
 from core.fit import Channels, per_channel_faults
 from core.job import DatasetFormat, DatasetInput, Preprocess
-from core.training_settings import Augment
+from core.training_settings import Augmentation
 
+NOTHING = Augmentation()
 Reader = Callable[[Path | None, Preprocess], Source]
 READERS: Mapping[DatasetFormat, Reader] = {
     "image_folder": read_zip,
@@ -112,7 +113,7 @@ class Dataset:
         epoch: int = 0,
         seed: int = 0,
         shuffle: bool = False,
-        augment: Augment = "none",
+        augment: Augmentation = NOTHING,
         device: torch.device | str = "cpu",
         start: int = 0,
     ) -> Iterator[tuple[Tensor, Tensor]]:
@@ -124,7 +125,7 @@ class Dataset:
         device = torch.device(device)
         images, labels = self._held(split, device)
         order = epoch_order(len(labels), seed=seed, epoch=epoch, shuffle=shuffle)
-        draws = augmentation.draw(augment, len(labels), images.shape[2], seed=seed, epoch=epoch)
+        draws = augmentation.draw(augment, len(labels), *images.shape[2:], seed=seed, epoch=epoch)
         for first, last in batch_bounds(len(labels), batch_size)[start:]:
             samples = order[first:last]
             here = samples.to(device, non_blocking=True)
@@ -132,6 +133,9 @@ class Dataset:
             batch = images[here] if shuffle else images[first:last]
             if draws is not None:
                 batch = augmentation.apply(batch, draws.take(samples, device))
+            if augment.noise:
+                generator = augmentation.seeded(seed, epoch, f"noise/{first}", device)
+                batch = augmentation.add_noise(batch, augment.noise, generator)
             yield self.preprocess(batch), labels[here]
 
     def batch_count(self, split: SplitName, batch_size: int) -> int:

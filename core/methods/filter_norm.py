@@ -94,7 +94,7 @@ def filter_norm(
         state: this step's own scope: empty, or what an earlier attempt saved. A run that goes on from it ends in the
             same bits as an undisturbed one.
         step: index of the step in the recipe, for the names of events.
-        seed: of random scores.
+        seed: of random scores, and of noise on weights.
         The others are the recipe's (`core.recipe.FilterNorm`).
 
     Raises `NothingRemoved`, `TargetUnreachable`; `ExactnessFailed` if a cut is not exact; `TrainingDiverged`.
@@ -123,6 +123,7 @@ def filter_norm(
         trainer=trainer,
         state=state.scope("fine_tune"),
         step=step,
+        seed=seed,
         rounds=run.round + len(rounds) - 1,
         accuracy=run.front[0].validation_accuracy or 0.0,
     )

@@ -13,6 +13,8 @@ from typing import Any
 from core.graph.network import Network
 from core.state import State
 from core.training.port import FitResult, TrainerPort
+from core.training.seeds import derived_seed
+from core.training.weight_noise import add_weight_noise
 from core.training_settings import FineTune, Moments
 
 
@@ -76,17 +78,27 @@ class FineTuning:
             moment in which the round is over.
         step: index of the step in the recipe, for the labels: `fine_tune/<step>/round/<r>`, at the end
             `fine_tune/<step>`.
+        seed: of the noise on the weights.
         rounds: planned; what an earlier attempt planned is kept.
         accuracy: on validation, of the network that the step begins with.
     """
 
     def __init__(
-        self, settings: FineTune, *, trainer: TrainerPort, state: State, step: int, rounds: int, accuracy: float
+        self,
+        settings: FineTune,
+        *,
+        trainer: TrainerPort,
+        state: State,
+        step: int,
+        seed: int,
+        rounds: int,
+        accuracy: float,
     ) -> None:
         self._settings = settings
         self._trainer = trainer
         self._state = state
         self._step = step
+        self._seed = seed
         if "rounds" not in state:
             state.put(rounds=rounds, reference=accuracy, due=None)
 
@@ -125,12 +137,15 @@ class FineTuning:
         due = self.due
         assert due is not None, "nothing is due"
         label = f"fine_tune/{self._step}" + ("" if last else f"/round/{due.round}")
+        state = self._state.scope("fit")
+        if self._settings.noise is not None and "weights" not in state:  # else an earlier attempt has trained on
+            add_weight_noise(network, self._settings.noise, seed=derived_seed(self._seed, label))
         fit = self._trainer.fit(
             network,
             training=self._settings.resolved(self._trainer.training),
             epochs=due.epochs,
             label=label,
-            state=self._state.scope("fit"),
+            state=state,
             on_epoch=on_epoch,
         )
         self._state.drop("fit")

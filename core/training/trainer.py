@@ -7,7 +7,6 @@ optimizer buffers come back in the same memory layout.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -27,10 +26,14 @@ from core.graph.network import Network
 from core.progress import TRAINING_PASSES, Progress
 from core.report import Cost
 from core.state import State
+from core.training.classifier import classifier_layers
+from core.training.losses import distils, training_loss
 from core.training.memory_format import images_channels_last, to_channels_last
+from core.training.mixing import mixed
 from core.training.optimizers import build_optimizer, load_optimizer, set_rate
 from core.training.port import FitResult, Score, SplitName, add_costs
 from core.training.schedules import Place, momentum_at, rate_factor
+from core.training.seeds import derived_seed
 from core.training_settings import Training
 
 CHECKPOINT_SECONDS = 10.0
@@ -61,6 +64,7 @@ class Trainer:
         device: where networks are put.
         seed: of the recipe.
         original_macs: of the original network, the unit of the progress.
+        teacher: whose answers `distill` is about: the original. A copy of it is made.
         prefix: in front of the names of events and of the parts of the progress; no number depends on it.
         clock: seconds; only `seconds` in events and ledger and the times of checkpoints depend on it.
     """
@@ -75,6 +79,7 @@ class Trainer:
         original_macs: int,
         emit: Emit,
         progress: Progress,
+        teacher: Network | None = None,
         prefix: str = "",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -86,6 +91,8 @@ class Trainer:
         self._emit = emit
         self._progress = progress
         self._prefix = prefix
+        self._original = teacher
+        self._teacher: Network | None = None
         self._clock = clock
 
     def fit(
@@ -114,7 +121,10 @@ class Trainer:
         restore_best = training.restore_best if restore_best is None else restore_best
         network.to(self._device)
         to_channels_last(network)
-        optimizer = build_optimizer(training.optimizer, network.parameters())
+        frozen = _frozen(network, training)
+        optimizer = build_optimizer(
+            training.optimizer, [item for item in network.parameters() if not any(item is one for one in frozen)]
+        )
         fit = _Fit([], None, Cost())
         if state.get("label") == label:
             fit = _Fit(list(state["epochs"]), state["best"], Cost(**state["cost"]))
@@ -122,6 +132,7 @@ class Trainer:
             load_optimizer(optimizer, state["optimizer"])
             self._progress.credit(fit.cost.seconds)
         counts = count(network)
+        trained = counts.params - sum(item.numel() for item in frozen)
         self._progress.stage((self._prefix + label).partition("/")[0])
         saved_at, saved_epoch = self._clock(), len(fit.epochs)
         for epoch in range(len(fit.epochs) + 1, epochs + 1):
@@ -161,7 +172,7 @@ class Trainer:
                 "images": images,
             }
             fit.epochs.append(record)
-            spent = Cost(epochs=1, epoch_params=counts.params, images=images, seconds=seconds)
+            spent = Cost(epochs=1, epoch_params=trained, images=images, seconds=seconds)
             fit.cost = add_costs(fit.cost, spent)
             if restore_best and (fit.best is None or score.better_than(_score_of(fit.best, score.images))):
                 weights = {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
@@ -189,7 +200,7 @@ class Trainer:
             kept = fit.epochs[fit.best["epoch"] - 1]
         images = len(self._dataset.splits["validation"])
         score = Score(kept["validation_accuracy"], kept["validation_loss"], images)
-        used = {"epochs_kept": kept["epoch"], "epoch_params_kept": kept["epoch"] * counts.params}
+        used = {"epochs_kept": kept["epoch"], "epoch_params_kept": kept["epoch"] * trained}
         return FitResult(fit.epochs, score, kept["epoch"], fit.cost.model_copy(update=used))
 
     def evaluate(self, network: Network, split: SplitName, *, macs: int | None = None) -> Score:
@@ -256,6 +267,9 @@ class Trainer:
         loss_sum = torch.zeros((), dtype=torch.float64, device=self._device)
         correct = torch.zeros((), dtype=torch.int64, device=self._device)
         rates: list[float] = []
+        layout = self._dataset.options.layout
+        for parameter in (frozen := _frozen(network, training)):
+            parameter.requires_grad_(False)  # no gradient, and so no part in what clip_norm measures
         batches = self._dataset.batches(
             "train",
             training.batch_size,
@@ -270,8 +284,10 @@ class Trainer:
             rates.append(training.optimizer.lr * rate_factor(training, place))
             set_rate(optimizer, rates[-1], momentum_at(training.schedule, place))
             optimizer.zero_grad(set_to_none=True)
-            logits = class_logits(network, images_channels_last(images, self._dataset.options.layout))
-            loss = functional.cross_entropy(logits, labels, label_smoothing=training.label_smoothing)
+            mix = mixed(images, labels, training.augment, seed=derived_seed(seed, f"mix/{epoch}/{step}"), layout=layout)
+            images = images_channels_last(mix.images if mix else images, layout)
+            logits = class_logits(network, images)
+            loss = training_loss(logits, labels, training, mix=mix, teacher=self._answers(images, training))
             losses[step] = loss.detach()
             # every loss is looked at, but on an accelerator not one by one: that would wait for it at each step
             if self._device.type == "cpu" or step % _LOSS_CHECK_STEPS == _LOSS_CHECK_STEPS - 1 or step == steps - 1:
@@ -285,14 +301,30 @@ class Trainer:
             if on_batch is not None:
                 on_batch(network)
             self._progress.advance(TRAINING_PASSES * len(labels) * macs / self._original_macs)
+        for parameter in frozen:
+            parameter.requires_grad_(True)
         images_in_all = len(self._dataset.splits["train"])
         return rates[0], loss_sum.item() / images_in_all, correct.item() / images_in_all
 
+    def _answers(self, images: torch.Tensor, training: Training) -> torch.Tensor | None:
+        """The teacher's logits, where the training wants them."""
+        if not distils(training):
+            return None
+        if self._teacher is None:
+            if self._original is None:
+                raise ValueError("distill needs a teacher")
+            self._teacher = self._original.clone().to(self._device).eval()
+            to_channels_last(self._teacher)
+        with torch.no_grad():
+            return class_logits(self._teacher, images)
 
-def derived_seed(seed: int, purpose: str) -> int:
-    """A seed of its own for each purpose."""
-    digest = hashlib.sha256(f"{purpose}/{seed}".encode()).digest()
-    return int.from_bytes(digest[:8], "little") >> 1
+
+def _frozen(network: Network, training: Training) -> list[torch.nn.Parameter]:
+    """The parameters that `training` leaves alone."""
+    if training.freeze == "none":
+        return []
+    layers = network.layers()
+    return [item for name in classifier_layers(network) for item in layers[name].parameters()]
 
 
 def class_logits(network: Network, images: torch.Tensor) -> torch.Tensor:

@@ -144,6 +144,12 @@ def test_spans_are_shares_or_epochs() -> None:
         ({"schedule": {"name": "multistep", "milestones": [12]}}, "", "the longest training with that schedule has 10"),
         ({"warmup": 11}, "", "a warmup of 11 epochs never ends: the longest training with it has 10"),
         ({"schedule": {"name": "one_cycle", "momentum": [0.9, 0.8]}}, "/training/schedule/momentum", "[least, most]"),
+        ({"augment": "flip"}, "/training/augment", "one of none, crop, crop_flip, or an object"),
+        ({"augment": {"crop": 1}}, "/training/augment/crop", "true or false"),
+        ({"augment": {"rotate": 200}}, "/training/augment/rotate", "at most 180"),
+        ({"augment": {"blur": 1}}, "/training/augment/blur", "unknown field 'blur'"),
+        ({"distill": {"weight": 2}}, "/training/distill/weight", "at most 1"),
+        ({"freeze": "all"}, "/training/freeze", "'none' or 'classifier'"),
         ({"clip_norm": -1}, "/training/clip_norm", "at least 0"),
         ({"label_smoothing": 1.0}, "/training/label_smoothing", "below 1"),
     ],
@@ -152,3 +158,23 @@ def test_what_is_wrong_with_a_training(training: dict[str, Any], pointer: str, w
     found = faults({"training": training, "steps": [STEP]})
     assert list(found) == [pointer]
     assert words in f"{found[pointer].message} {found[pointer].expected}"
+
+
+def test_augmentations_by_name_and_one_by_one() -> None:
+    """A document comes back as it was written, the short names too; a fine-tuning may turn off what is on."""
+    written = {"crop": True, "rotate": 10.0, "mixup": 0.2}
+    step = STEP | {"fine_tune": {"augment": "none", "epochs": 3, "distill": {"weight": 0}}}
+    recipe = parse_recipe({"training": {"augment": written, "distill": {}}, "steps": [STEP, step]})
+    dumped = recipe.model_dump(mode="json")
+    assert dumped["training"]["augment"] == written
+    assert dumped["steps"][1]["fine_tune"]["augment"] == "none"
+    assert parse_recipe(dumped) == recipe
+    first, second = (step.fine_tune.resolved(recipe.training) for step in recipe.steps)
+    assert first.augment == recipe.training.augment
+    assert not second.augment.crop
+    assert second.distill is not None
+    assert second.distill.weight == 0
+    for name in ("none", "crop", "crop_flip"):
+        assert (
+            parse_recipe({"training": {"augment": name}, "steps": [STEP]}).model_dump()["training"]["augment"] == name
+        )

@@ -11,6 +11,7 @@ import torch
 
 from core.data.datasets import READERS, STATISTICS_ELEMENTS, Dataset
 from core.errors import DatasetMismatch
+from core.training_settings import Augmentation
 from tests.core.fakes import small_dataset
 
 Load = Callable[..., Dataset]
@@ -18,6 +19,8 @@ Npz = Callable[..., Path]
 RGB = np.random.default_rng(0).integers(0, 256, (40, 6, 5, 3), dtype=np.uint8)
 GREY = RGB[..., 0]
 Y = np.arange(40) % 4
+
+AUGMENT = Augmentation(crop=True, flip=True, rotate=10, erase=0.2, noise=0.05)
 
 
 def stored(data: Dataset) -> torch.Tensor:
@@ -93,7 +96,7 @@ def test_batches_in_order_are_the_split(load: Load) -> None:
 
 
 def epoch_of(data: Dataset, **options: object) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    return list(data.batches("train", 200, shuffle=True, augment="crop_flip", **options))  # type: ignore[arg-type]
+    return list(data.batches("train", 200, shuffle=True, augment=AUGMENT, **options))  # type: ignore[arg-type]
 
 
 def same(first: list[tuple[torch.Tensor, torch.Tensor]], second: list[tuple[torch.Tensor, torch.Tensor]]) -> bool:

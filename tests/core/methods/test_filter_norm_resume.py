@@ -21,7 +21,7 @@ from core.recipe import Target
 from core.state import State
 from core.targets import Goal
 from core.training.trainer import Trainer
-from core.training_settings import FineTune, Moments, Policy, Sgd, Training
+from core.training_settings import FineTune, Moments, Policy, Sgd, Training, WeightNoise
 from tests.core.fakes import Dying, Events, Killed, small_dataset
 
 
@@ -143,7 +143,10 @@ def test_killed_anywhere_between_its_fine_tunings(
     monkeypatch.setattr("core.training.trainer.CHECKPOINT_EPOCHS", 1)
     original = network()
     policy = Policy(low=1, high=Moments(threshold=0.9))  # whole at the end only
-    changes: dict[str, Any] = {"fine_tune": FineTune(policy=policy, epochs=2), "every_epochs": 1}
+    changes: dict[str, Any] = {
+        "fine_tune": FineTune(policy=policy, epochs=2, noise=WeightNoise(eta=0.05)), "every_epochs": 1,
+    }  # fmt: skip
+
     free, _ = run(data, tmp_path / "free", "weights", target=Goal(Target(macs=0.3), count(original)), **changes)
     *others, last = (point.validation_accuracy or 0.0 for point in free.front[1:])
     target = Target(macs=0.3, max_accuracy_drop=0.5)  # of which the last network is half an image outside

@@ -22,11 +22,21 @@ from core.progress import Progress
 from core.state import State
 from core.training.memory_format import to_channels_last
 from core.training.port import FitResult, Score
-from core.training.trainer import Trainer, derived_seed
-from core.training_settings import AdamW, ConstantSchedule, CosineSchedule, MultistepSchedule, Sgd, Training
+from core.training.seeds import derived_seed
+from core.training.trainer import Trainer
+from core.training_settings import (
+    AdamW,
+    Augmentation,
+    ConstantSchedule,
+    CosineSchedule,
+    MultistepSchedule,
+    Sgd,
+    Training,
+)
 from tests.core.fakes import Dying, Events, Killed, empty_state, small_dataset
 
 TRAINING = Training(optimizer=Sgd(lr=0.05), batch_size=16)
+AUGMENT = Augmentation(crop=True, flip=True, rotate=10, erase=0.3, noise=0.05, mixup=0.2, cutmix=1.0)
 
 
 @pytest.fixture(autouse=True)
@@ -147,7 +157,7 @@ def test_a_resumed_training_ends_in_the_same_bits(
 ) -> None:
     """Dropout, augmentation, momentum, BatchNorm, channels of 1 and 1 x 1 kernels are all in it."""
     monkeypatch.setattr("core.training.trainer.CHECKPOINT_EPOCHS", 2)
-    training = Training(optimizer=optimizer, schedule=CosineSchedule(), batch_size=24, augment="crop_flip")
+    training = Training(optimizer=optimizer, schedule=CosineSchedule(), batch_size=24, augment=AUGMENT)
 
     def fresh() -> Network:
         torch.manual_seed(0)
