@@ -20,7 +20,7 @@ from typing import IO
 import numpy as np
 
 from core.data.archive import Limits, open_archive
-from core.data.arrays import CHUNK_BYTES, MAX_BYTES, Array, source_of, text_of
+from core.data.arrays import MAX_BYTES, READ_BYTES, Array, source_of, text_of
 from core.data.source import Source, pointer
 from core.errors import DatasetTooLarge, DatasetUnreadable, Fault
 from core.job import Preprocess
@@ -118,7 +118,7 @@ def _parse(stream: IO[bytes] | gzip.GzipFile, member: zipfile.ZipInfo, *, most: 
     flat = np.empty(math.prod(shape), dtype)
     rest = flat.view(np.uint8).data if flat.size else memoryview(b"")
     while rest:
-        data = stream.read(min(len(rest), CHUNK_BYTES))
+        data = stream.read(min(len(rest), READ_BYTES))
         if not data:
             raise _Refused(f"it ends before the {size} bytes of {text_of(shape)}", "an undamaged file")
         rest[: len(data)] = data

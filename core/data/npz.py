@@ -14,7 +14,7 @@ import numpy as np
 from numpy.lib import format as npy
 
 from core.data.archive import Limits, open_archive
-from core.data.arrays import CHUNK_BYTES, MAX_BYTES, Array, array_names, source_of, text_of
+from core.data.arrays import MAX_BYTES, READ_BYTES, Array, array_names, source_of, text_of
 from core.data.source import Source, pointer
 from core.errors import DatasetUnreadable, Fault
 from core.job import Preprocess
@@ -85,7 +85,7 @@ def _read_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Array:
         # no memoryview of an empty array can be cast to bytes
         rest = flat.view(np.uint8).data if flat.size else memoryview(b"")
         while rest:
-            data = stream.read(min(len(rest), CHUNK_BYTES))
+            data = stream.read(min(len(rest), READ_BYTES))
             if not data:
                 raise EOFError
             rest[: len(data)] = data

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
+from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -110,15 +111,17 @@ def find_overlaps(parts: Mapping[SplitName, Part]) -> list[str]:
 
     Raises `DatasetUnsuitable` where a whole validation or test split is inside another: it would measure memory.
     """
-    digests = {name: _digests(part.images.x) for name, part in parts.items()}
+    digests = {name: np.sort(_digests(part.images.x)) for name, part in parts.items()}
     warnings, faults = [], []
     for first, second in combinations(SPLIT_NAMES, 2):
-        inside = set(digests[first])
-        shared = sum(digest in inside for digest in digests[second])
+        inside = _within(digests[second], digests[first])
+        shared = int(inside.sum())
         if first == "train" and parts[second].given:
             # what was uploaded as train, before another split was taken from it
-            inside.update(*(digests[name] for name, part in parts.items() if not part.given))
-        if inside.issuperset(digests[second]):
+            for name, part in parts.items():
+                if not part.given:
+                    inside |= _within(digests[second], digests[name])
+        if inside.all():
             message = f"all {len(digests[second])} images of {second} are in {first} too"
             faults.append(Fault(pointer("file", second), message, f"images that are not in {first}"))
         elif shared:
@@ -162,7 +165,7 @@ def _stratified(
 def _reorder(rows: NDArray[np.generic], order: NDArray[np.int64]) -> None:
     """rows[:] = rows[order] along its cycles: in place, since a gathered copy would double the dataset's memory."""
     done = np.zeros(len(order), dtype=bool)
-    source = order.tolist()
+    source = array("q", order.astype(np.int64).tobytes())  # as quick to look at as a list, an eighth of its size
     for start in range(len(source)):
         if done[start] or source[start] == start:
             continue
@@ -176,8 +179,19 @@ def _reorder(rows: NDArray[np.generic], order: NDArray[np.int64]) -> None:
         rows[here] = held
 
 
-def _digests(x: Tensor) -> list[bytes]:
-    return [hashlib.blake2b(row.tobytes(), digest_size=16).digest() for row in x.numpy()]
+def _within(some: NDArray[np.bytes_], others: NDArray[np.bytes_]) -> NDArray[np.bool_]:
+    """Which of `some` are among `others`, both sorted."""
+    places = np.searchsorted(others, some).clip(max=len(others) - 1)
+    found: NDArray[np.bool_] = others[places] == some
+    return found
+
+
+def _digests(x: Tensor) -> NDArray[np.bytes_]:
+    """(N,), 16 bytes for each image; as Python's objects they would take as much as small images."""
+    found = np.empty(len(x), dtype="S16")
+    for index, row in enumerate(x.numpy()):
+        found[index] = hashlib.blake2b(row.tobytes(), digest_size=16).digest()
+    return found
 
 
 def _few(names: Sequence[str], limit: int = 10) -> str:
