@@ -40,7 +40,7 @@ class Baseline(Section):
         return self.scratch or Scratch()
 
     @model_serializer
-    def _as_written(self) -> Any:
+    def _as_written(self) -> dict[str, Any] | str:
         if self.scratch is None:
             return self.kind
         return {"scratch": {name: value for name, value in self.scratch.model_dump().items() if value is not None}}

@@ -15,6 +15,7 @@ from core.data.datasets import Dataset
 from core.errors import PruningError, TrainingDiverged
 from core.events import Emit
 from core.graph.counts import Counts, count
+from core.graph.initialise import reinitialise
 from core.graph.network import Network
 from core.outcome import Done
 from core.progress import Progress
@@ -22,7 +23,6 @@ from core.recipe import Recipe
 from core.report import Cost
 from core.state import State
 from core.steps import planned, run_steps
-from core.training.initialise import reinitialise
 from core.training.seeds import derived_seed
 from core.training.trainer import Trainer
 from core.training_settings import Training
@@ -109,10 +109,10 @@ def run_controls(ran: Ran, around: Surroundings) -> list[Control | Failed]:
 
 
 def unpruned(baseline: Baseline, ran: Ran, around: Surroundings, state: State) -> Control:
-    """The network in front of the steps, trained for as many epochs as theirs together, as the last fine-tuning was."""
+    """The network in front of the steps, trained for as many epochs as theirs together, as the last training was."""
     epochs = ran.done.cost.epochs
     network = ran.start.clone()
-    training = around.recipe.steps[-1].fine_tune.resolved(around.recipe.training)
+    training, _ = around.recipe.steps[-1].trainings(around.recipe.training)[-1]
     cost = _trained(network, "fine_tune", epochs, training, baseline, around, state)
     return Control("unpruned", network, cost, f"{epochs} epochs, as the pruned network's")
 

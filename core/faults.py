@@ -106,6 +106,8 @@ def faults_of(error: ValidationError, model: type[BaseModel], *, prefix: str = "
             path += pointer_to(item["loc"][-1])
         else:
             message, expected = plain_words(item)
+            if item["type"] in ("union_tag_invalid", "union_tag_not_found"):
+                path += pointer_to(_key(item["ctx"]))
             if item["type"] == "union_tag_not_found":
                 expected = ", ".join(sorted(repr(tag) for owner in _models(field) for tag in _tags(owner))) or None
             elif expected is None and item["type"] != "value_error" and field is not None:

@@ -37,18 +37,21 @@ from core.graph.export import check_parity, to_onnx, write_onnx
 from core.graph.external_data import unpack
 from core.graph.groups import channel_groups
 from core.graph.importers import load
+from core.graph.initialise import reinitialised
 from core.graph.network import Network, grouped_cuts
 from core.inspection import tensor_json
 from core.job import JobInputs
 from core.measure.environment import environment
 from core.outcome import Done
 from core.progress import Progress
+from core.recipe import FilterNorm
 from core.report import Check, Report
 from core.report_markdown import to_markdown
 from core.reproduction import fingerprint, reproduce
 from core.state import State, write_atomically
 from core.steps import planned, run_steps
 from core.targets import Goal
+from core.training.seeds import derived_seed
 from core.training.trainer import Trainer
 
 PARITY_IMAGES = 32
@@ -92,7 +95,8 @@ class _Job:
         counts = count(original)
         trainer = self._trainer(original, dataset, counts)
         self._plan(original, counts, dataset, trainer)
-        start, inserted = self._insert(original, dataset, trainer)
+        start, begun = self._begin(original)
+        start, inserted = self._insert(start, dataset, trainer)
         self._baseline(original, counts, dataset, trainer, state)
         accuracy = state["baseline"]["validation"]
         done = run_steps(
@@ -111,6 +115,7 @@ class _Job:
         self._controls(original, Ran(start, done, counts, accuracy), dataset, state)
         if inserted is not None:
             self._fold(done, inserted, dataset)
+        done.plan = [*begun, *done.plan]
         files = self._export(original, done, dataset)
         return self._measure(files, original, done, dataset)
 
@@ -178,10 +183,19 @@ class _Job:
                 correct += round(score.accuracy * score.images)
                 accuracies[split] = score.accuracy
             state.put(baseline={"correct": correct, **accuracies})
-        if not self.recipe.allow_near_chance:
+        if not self.recipe.allow_near_chance and self.recipe.weights == "uploaded":
             labels = torch.cat([dataset.splits["validation"].y, dataset.splits["test"].y])
             check_better_than_guessing(state["baseline"]["correct"], torch.bincount(labels).tolist())
         self.progress.end("baseline")
+
+    def _begin(self, original: Network) -> tuple[Network, list[dict[str, Any]]]:
+        """The network with the weights that the recipe wants, and the plan entries for that."""
+        if self.recipe.weights == "uploaded":
+            return original, []
+        network, entry, kept = reinitialised(original, seed=derived_seed(self.recipe.seed, "weights"))
+        if kept:
+            self.warnings.append(f"parameters of no layer keep their values, weights: random or not: {', '.join(kept)}")
+        return network, [entry]
 
     def _insert(self, original: Network, dataset: Dataset, trainer: Trainer) -> tuple[Network, dict[str, Any] | None]:
         """What the steps begin with: the original, with BatchNorms and their plan entry where the recipe wants them. A
@@ -281,7 +295,11 @@ class _Job:
         )
         first, last = count(original), count(done.network)
         lost = variants["original"].validation.accuracy - variants["pruned"].validation.accuracy
-        goals = {f"step/{index}/": Goal(step.target, first) for index, step in enumerate(self.recipe.steps)}
+        goals = {
+            f"step/{index}/": Goal(step.target, first)
+            for index, step in enumerate(self.recipe.steps)
+            if isinstance(step, FilterNorm)
+        }
         targets = [
             result
             for prefix, goal in goals.items()

@@ -12,13 +12,22 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Discriminator, Field, ValidationError, field_validator, model_validator
 
 from core.baselines import AnyBaseline, Baseline
 from core.documents import DocumentInvalid, load_yaml
 from core.errors import Fault, RecipeInvalid
 from core.faults import faults_of, given
-from core.training_settings import FineTune, Items, MultistepSchedule, Section, Share, Training
+from core.training_settings import (
+    Epochs,
+    FineTune,
+    Items,
+    MultistepSchedule,
+    Overrides,
+    Section,
+    Share,
+    Training,
+)
 
 # --- steps -----------------------------------------------------------------------------------------------------------
 
@@ -80,9 +89,28 @@ class FilterNorm(Section):
         target = Target(**{name: reached[name] for name in self.target.sizes()})
         return self.model_copy(update={"signal": "random", "target": target})
 
+    def trainings(self, defaults: Training) -> list[tuple[Training, int]]:
+        """Settings and epochs of each kind of training that it asks for, the one that ends it last."""
+        return [(defaults, self.every_epochs), (self.fine_tune.resolved(defaults), self.fine_tune.epochs)]
 
-Step = FilterNorm
-METHODS: Mapping[str, type[FilterNorm]] = {"filter_norm": FilterNorm}
+
+class Train(Overrides):
+    """Training without removing anything. Fields left out are those of the recipe's `training`."""
+
+    method: Literal["train"]
+    epochs: Epochs
+
+    def at_random(self, reached: Mapping[str, int]) -> Train:
+        """Itself: it removes nothing."""
+        return self
+
+    def trainings(self, defaults: Training) -> list[tuple[Training, int]]:
+        """See `FilterNorm.trainings`."""
+        return [(self.resolved(defaults), self.epochs)]
+
+
+Step = Annotated[FilterNorm | Train, Discriminator("method")]
+METHODS: Mapping[str, type[FilterNorm] | type[Train]] = {"filter_norm": FilterNorm, "train": Train}
 
 
 class Export(Section):
@@ -153,6 +181,9 @@ class Recipe(Section):
     description: str | None = Field(None, max_length=2_000)
     task: Literal["classification"] = "classification"
     seed: int = Field(0, ge=0, lt=2**63)
+    weights: Literal["uploaded", "random"] = Field(
+        "uploaded", description="what the steps begin with; random: the upload's structure, to be trained by a step"
+    )
     batchnorm: Literal["keep", "insert"] = Field(
         "keep", description="insert: behind every layer that has none while the steps run, folded away at the end"
     )
@@ -201,11 +232,7 @@ class Recipe(Section):
 
     def trainings(self) -> list[tuple[Training, int]]:
         """Settings and epochs of each kind of training that the steps ask for."""
-        found = []
-        for step in self.steps:
-            found.append((self.training, step.every_epochs))
-            found.append((step.fine_tune.resolved(self.training), step.fine_tune.epochs))
-        return found
+        return [training for step in self.steps for training in step.trainings(self.training)]
 
     @field_validator("version", mode="before")
     @classmethod

@@ -10,26 +10,40 @@ from core.events import Emit
 from core.graph.counts import Counts, count
 from core.graph.network import Network
 from core.methods.filter_norm import filter_norm, planned_trainings
+from core.methods.train import train
 from core.outcome import Done, Outcome
 from core.progress import Progress
-from core.recipe import Export, Step
+from core.recipe import Export, Step, Train
 from core.state import State
 from core.targets import Goal
 from core.training.port import TrainerPort
 from core.training.seeds import derived_seed
 
-METHODS: Mapping[str, Callable[..., Outcome]] = {"filter_norm": filter_norm}
-TRAININGS: Mapping[str, Callable[..., list[tuple[int, int]]]] = {"filter_norm": planned_trainings}
-"""Per method, the (epochs, MACs) of the trainings that a step will probably take: for the progress before it starts."""
+METHODS: Mapping[str, Callable[..., Outcome]] = {"filter_norm": filter_norm, "train": train}
 _RESOLVED = {"method", "target", "fine_tune"}
 """Fields of a step that are not handed to its method as they are."""
 
 
 def planned(step: Step, network: Network, original: Counts, export: Export) -> list[tuple[int, int]]:
     """(epochs, MACs) of each training that `step` would take on `network`; a guess, which the step corrects."""
-    return TRAININGS[step.method](
+    if isinstance(step, Train):
+        return [(step.epochs, count(network).macs)] if step.epochs else []
+    return planned_trainings(
         network, step, target=Goal(step.target, original), channel_multiple=export.channel_multiple
     )
+
+
+def given(step: Step, *, original: Counts, accuracy: float, export: Export, seed: int) -> dict[str, Any]:
+    """What `step` says, as arguments of its method."""
+    if isinstance(step, Train):
+        return {"epochs": step.epochs, "settings": step}
+    return {
+        "target": Goal(step.target, original, accuracy),
+        "fine_tune": step.fine_tune,
+        "seed": seed,
+        "channel_multiple": export.channel_multiple,
+        **{name: getattr(step, name) for name in type(step).model_fields if name not in _RESOLVED},
+    }
 
 
 def run_steps(
@@ -62,15 +76,17 @@ def run_steps(
         outcome = METHODS[step.method](
             done.network,
             dataset,
-            target=Goal(step.target, original, accuracy),
-            fine_tune=step.fine_tune,
             trainer=trainer,
             emit=emit,
             state=state.scope("method"),
             step=index,
-            seed=derived_seed(seed, f"{prefix}step/{index}"),
-            channel_multiple=export.channel_multiple,
-            **{name: getattr(step, name) for name in type(step).model_fields if name not in _RESOLVED},
+            **given(
+                step,
+                original=original,
+                accuracy=accuracy,
+                export=export,
+                seed=derived_seed(seed, f"{prefix}step/{index}"),
+            ),
         )
         done.add(outcome)
         done.reached.append(_sizes(count(done.network)))

@@ -185,7 +185,7 @@ class Augmentation(Section):
     cutmix: float = Field(0.0, ge=0, le=100)
 
     @model_serializer(mode="wrap")
-    def _as_written(self, handler: SerializerFunctionWrapHandler) -> Any:
+    def _as_written(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any] | str:
         given = {name: value for name, value in handler(self).items() if value}
         return next((name for name, fields in _SHORT.items() if fields == given), given)
 
@@ -318,7 +318,7 @@ class Policy(Moments):
         return self if self._given() else None
 
     @model_serializer(mode="wrap")
-    def _as_written(self, handler: SerializerFunctionWrapHandler) -> Any:
+    def _as_written(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any] | str:
         written = {name: value for name, value in handler(self).items() if value is not None}
         if "high" in written:
             written["high"] = {name: value for name, value in written["high"].items() if value is not None}

@@ -14,6 +14,7 @@ from core.graph.batch_norm_folding import replay_merge
 from core.graph.bypass import replay_bypass
 from core.graph.counts import channels_of
 from core.graph.cuts import replay_cut
+from core.graph.initialise import replay_reinitialise
 from core.graph.network import Network
 from core.graph.operators import MAKERS
 
@@ -22,6 +23,7 @@ OPERATIONS: Mapping[str, Callable[[Network, Mapping[str, Any]], Network]] = {
     "bypass": replay_bypass,
     "insert": replay_insert,
     "merge": replay_merge,
+    "reinitialise": replay_reinitialise,
 }
 """By an entry's `op`: the network after it. Each leaves the network that it is given as it is."""
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from core.graph.architectures import build
+from core.graph.initialise import reinitialise
 from core.graph.lowering import trace
-from core.training.initialise import reinitialise
 from core.training.memory_format import to_channels_last
 
 

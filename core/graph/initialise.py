@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import nn
 
+from core.errors import CutRefused, Fault
 from core.graph.network import Network
 from core.graph.operators.convolution import CONVOLUTIONS
 
@@ -36,3 +40,19 @@ def reinitialise(network: Network, *, seed: int) -> list[str]:
                 kept += [f"{name}.{own}".lstrip(".") for own, _ in module.named_parameters(recurse=False)]
     network.to(device)
     return kept
+
+
+def reinitialised(network: Network, *, seed: int) -> tuple[Network, dict[str, Any], list[str]]:
+    """A copy of `network` with new weights, the plan entry for it, and what `reinitialise` has left as it was."""
+    fresh = network.clone()
+    kept = reinitialise(fresh, seed=seed)
+    return fresh, {"op": "reinitialise", "seed": seed}, kept
+
+
+def replay_reinitialise(network: Network, entry: Mapping[str, Any]) -> Network:
+    """A plan entry of kind "reinitialise". Raises `CutRefused` where it has no seed."""
+    seed = entry.get("seed")
+    if type(seed) is not int or not 0 <= seed < 2**63:
+        fault = Fault("/seed", f"{str(seed)[:60]!r} is no seed", "an integer from 0 to 2**63 - 1")
+        raise CutRefused("the plan entry has no seed", faults=[fault])
+    return reinitialised(network, seed=seed)[0]

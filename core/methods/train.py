@@ -1,0 +1,54 @@
+"""Training without removing anything: before pruning, between steps, or after them all."""
+
+from __future__ import annotations
+
+from core.data.datasets import Dataset
+from core.events import Emit
+from core.graph.counts import count
+from core.graph.network import Network
+from core.outcome import Outcome
+from core.report import Cost, FrontPoint
+from core.state import State
+from core.training.port import TrainerPort
+from core.training_settings import Overrides
+
+
+def train(
+    network: Network,
+    data: Dataset,
+    *,
+    epochs: int,
+    settings: Overrides,
+    trainer: TrainerPort,
+    emit: Emit,
+    state: State,
+    step: int = 0,
+) -> Outcome:
+    """Trains `network` for `epochs` epochs; what was given is left as it is. The plan is empty.
+
+    Args:
+        settings: what differs from the recipe's `training`.
+        state: this step's own scope, see `core.methods.filter_norm`.
+        step: index of the step in the recipe; events are `prune/step/<step>/epoch/<n>`.
+
+    Raises `TrainingDiverged`.
+    """
+    label = f"prune/step/{step}"
+    network = network.clone()
+    if epochs == 0:
+        reason = "it has no epochs"
+        emit(f"{label}/skipped", reason=reason)
+        return Outcome(network, [], [], Cost(), [], skipped=reason)
+    counts = count(network)
+    trainer.expect(f"step/{step}", [(epochs, counts.macs)])
+    fit = trainer.fit(
+        network,
+        training=settings.resolved(trainer.training),
+        epochs=epochs,
+        label=label,
+        state=state.scope("fit"),
+    )
+    accuracy = fit.score.accuracy if fit.score else None
+    point = FrontPoint(step=step, round=0, params=counts.params, macs=counts.macs, filters=counts.filters,
+                       validation_accuracy=accuracy)  # fmt: skip
+    return Outcome(network, [], [point], fit.cost, [])
