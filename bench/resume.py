@@ -3,8 +3,8 @@
 `python -m core.pipeline` on ResNet-20 and the digits, with a fine-tuning after each round, noise on weights, a teacher,
 mixup, random crops, a guard and all three controls: once undisturbed, then `--kills` times killed (SIGKILL) at a moment
 drawn evenly from the undisturbed run's length, started again, and left to end. Compared are the SHA-256 of
-pruned.onnx, weights.safetensors and plan.json, the accuracies of every variant, and the epochs that were done twice, of
-which no kill may cost more than one checkpoint interval. Prints the table, writes `docs/results/resume.md`; exits with 1 where
+pruned.onnx, weights.safetensors and plan.json, the accuracies of every variant, and the epochs that were done twice: no
+kill may cost more than one checkpoint interval. Prints the table, writes `docs/results/resume.md`; exits with 1 where
 anything differs.
 """
 

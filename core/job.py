@@ -51,11 +51,26 @@ class ModelOptions(_Record):
 
 
 class Splits(_Record):
-    """Shares taken from whatever the dataset does not split itself. Stratified, by seed."""
+    """Which images, and how they are shared out: shares are taken from whatever the dataset does not split itself,
+    stratified, by seed.
+
+    `classes`: only these are taken; `holdout_classes`: all but these. Names of folders, or the integers of an npz.
+    """
 
     validation: float = Field(0.1, gt=0, lt=1)
     test: float = Field(0.2, gt=0, lt=1)
     seed: int = Field(0, ge=0)
+    classes: Annotated[Items[str], Field(min_length=2)] | None = None
+    holdout_classes: Annotated[Items[str], Field(min_length=1)] | None = None
+
+    @model_validator(mode="after")
+    def _one_choice_of_classes(self) -> Splits:
+        if self.classes is not None and self.holdout_classes is not None:
+            raise ValueError("classes and holdout_classes say the same thing twice: one of them")
+        for named in (self.classes, self.holdout_classes):
+            if named is not None and len(set(named)) < len(named):
+                raise ValueError("a class is named more than once")
+        return self
 
     @model_validator(mode="after")
     def _something_to_train_on(self) -> Splits:

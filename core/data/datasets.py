@@ -21,6 +21,7 @@ from core.data.npz import read_npz
 from core.data.pixels import to_grey
 from core.data.source import SPLIT_NAMES, Images, Source, SplitName
 from core.data.splits import content_sha256, find_overlaps, order_classes, split_source, unused_shares
+from core.data.subsets import chosen_classes
 from core.data.zips import read_zip
 from core.errors import DatasetMismatch
 from core.fit import Channels, per_channel_faults
@@ -193,6 +194,7 @@ def load_dataset(dataset: DatasetInput) -> Dataset:
     """Read, check and split. Raises a subclass of `DatasetRefused` with every fault that was found."""
     preprocess = dataset.options.preprocess
     source = READERS[dataset.format](dataset.path, preprocess)
+    source = chosen_classes(source, dataset.options.splits)
     source = order_classes(source, preprocess.class_order)
     parts = split_source(source, dataset.options.splits)
     warnings = [*source.warnings, *unused_shares(source, dataset.options.splits), *find_overlaps(parts)]

@@ -202,7 +202,13 @@ def test_a_dataset_with_options(api: Api) -> None:
         "image_folder",
     )
     assert dataset["options"]["preprocess"]["size"] == [8, 8]
-    assert dataset["options"]["splits"] == {"validation": 0.1, "test": 0.2, "seed": 3}
+    assert dataset["options"]["splits"] == {
+        "validation": 0.1,
+        "test": 0.2,
+        "seed": 3,
+        "classes": None,
+        "holdout_classes": None,
+    }
     same = api.http.post(
         "/v1/datasets", content=CONTENT, params={"filename": "d.zip", **options, "format": "image_folder"}
     )

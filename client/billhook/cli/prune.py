@@ -53,7 +53,9 @@ def prune(
         metavar="FILE|JSON", help="From images to the model's input: size, mean, std, channels, layout, class_order.",
     )] = None,
     splits: Annotated[str | None, typer.Option(
-        metavar="FILE|JSON", help="Shares of validation and test where the data has none: validation, test, seed.",
+        metavar="FILE|JSON",
+        help="Shares of validation and test where the data has none, and which classes: validation, test, seed, "
+        "classes, holdout_classes.",
     )] = None,
     require: Annotated[list[str] | None, typer.Option(
         metavar="'NAME<=NUMBER'", help="What the result must keep to. Repeat it for more than one.",

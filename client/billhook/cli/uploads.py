@@ -131,7 +131,9 @@ def add_dataset(
         metavar="FILE|JSON", help="From images to the model's input: size, mean, std, channels, layout, class_order.",
     )] = None,
     splits: Annotated[str | None, typer.Option(
-        metavar="FILE|JSON", help="Shares of validation and test where the data has none: validation, test, seed.",
+        metavar="FILE|JSON",
+        help="Shares of validation and test where the data has none, and which classes: validation, test, seed, "
+        "classes, holdout_classes.",
     )] = None,
     timeout: Timeout = None,
 ) -> None:  # fmt: skip
@@ -146,6 +148,7 @@ def add_dataset(
       billhook datasets add builtin:digits
       billhook datasets add photos/ --splits '{"validation": 0.1, "test": 0.2}'
       billhook datasets add images.zip --preprocess preprocess.yaml
+      billhook datasets add images.zip --splits '{"classes": ["cat", "dog"]}'
     """
     with ProgressDisplay(session.err) as display:
         display.show_upload("dataset", source)
