@@ -26,16 +26,22 @@ def chance_of_at_least(correct: int, images: int, probability: float) -> float:
     return min(1.0, math.fsum(math.exp(logarithm(hits)) for hits in range(correct, images + 1)))
 
 
+def is_better_than_guessing(correct: int, images_per_class: Sequence[int]) -> bool:
+    """Whether `correct` is significantly more than always naming the commonest class gives."""
+    images = sum(images_per_class)
+    return chance_of_at_least(correct, images, max(images_per_class) / images) <= SIGNIFICANCE
+
+
 def check_better_than_guessing(correct: int, images_per_class: Sequence[int]) -> None:
     """Raises `BaselineNearChance` unless `correct` is significantly more than naming the commonest class always gives.
 
     `images_per_class`: of the images that `correct` is about. One-sided: guessing with the commonest class's share as
     its chance of a hit would do as well with a probability of at most 0.001.
     """
+    if is_better_than_guessing(correct, images_per_class):
+        return
     images = sum(images_per_class)
     guess = max(images_per_class) / images
-    if chance_of_at_least(correct, images, guess) <= SIGNIFICANCE:
-        return
     message = (
         f"the original classifies {correct / images:.1%} of {images} images rightly; always naming the commonest class "
         f"gives {guess:.1%}. Its preprocessing or the order of its classes is not what the dataset was given"

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_serializer
 
-from core.training_settings import Overrides, Section
+from core.training_settings import Overrides, Section, Training
 
 Kind = Literal["unpruned", "random", "scratch"]
 Epochs = Annotated[int, Field(ge=1, le=100_000)]
@@ -19,13 +19,18 @@ def _budget(value: Any) -> Any:
 
 
 class Scratch(Overrides):
-    """The pruned architecture, trained from random weights with the recipe's `training`, or what overrides it here.
+    """The pruned architecture, trained from random weights with the recipe's `training`, or what overrides it here: but
+    for `distill` and `freeze`, which are of the original's weights and hold here only where they are said here.
 
     `budget`: `equal_epochs`, as many epochs as the pruned network was trained for in the job; `equal_cost`, as many as
     come to the same epoch-parameters (Liu et al. 2019, scratch-B); or a number of epochs.
     """
 
     budget: Annotated[Literal["equal_epochs", "equal_cost"] | Epochs, BeforeValidator(_budget)] = "equal_cost"
+
+    def training(self, defaults: Training) -> Training:
+        """What it is trained with."""
+        return self.resolved(defaults.model_copy(update={"distill": None, "freeze": "none"}))
 
 
 class Baseline(Section):

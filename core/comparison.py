@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from core.baseline import is_better_than_guessing
 from core.batch_size import inference_batch
 from core.controls import Control
 from core.data.datasets import Dataset
@@ -139,6 +140,17 @@ def control_results(controls: Sequence[Control], right: Mapping[str, Answers]) -
             )
         )
     return found
+
+
+def doubted_controls(names: Sequence[str], right: Mapping[str, Answers], dataset: Dataset) -> list[str]:
+    """A warning for each control that is no better than guessing: it is no control."""
+    per_class = torch.bincount(dataset.splits["test"].y).tolist()
+    return [
+        f"the control {name} is no better than guessing on test: its training has failed, and that the pruned network "
+        "is better says nothing"
+        for name in names
+        if not is_better_than_guessing(int(right[name].sum()), per_class)
+    ]
 
 
 def paired_difference(ours: Answers, theirs: Answers) -> tuple[float, float, float]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from core.baselines import Baseline, Kind
 from core.data.datasets import Dataset
-from core.errors import PruningError, TrainingDiverged
+from core.errors import PruningError, RecipeInvalid, TrainingDiverged
 from core.events import Emit
 from core.graph.counts import Counts, count
 from core.graph.initialise import reinitialise
@@ -25,7 +25,7 @@ from core.state import State
 from core.steps import planned, run_steps
 from core.training.seeds import derived_seed
 from core.training.trainer import Trainer
-from core.training_settings import Training
+from core.training_settings import MultistepSchedule, Training
 
 
 @dataclass
@@ -102,7 +102,7 @@ def run_controls(ran: Ran, around: Surroundings) -> list[Control | Failed]:
         state = around.state.scope(baseline.kind)
         try:
             found.append(CONTROLS[baseline.kind](baseline, ran, around, state))
-        except (PruningError, TrainingDiverged) as error:
+        except (PruningError, RecipeInvalid, TrainingDiverged) as error:
             around.emit(f"{prefix_of(baseline.kind)}failed", code=error.code, reason=error.message)
             found.append(Failed(baseline.kind, error.message))
     return found
@@ -112,15 +112,28 @@ def unpruned(baseline: Baseline, ran: Ran, around: Surroundings, state: State) -
     """The network in front of the steps, trained for as many epochs as theirs together, as the last training was."""
     epochs = ran.done.cost.epochs
     network = ran.start.clone()
-    training, _ = around.recipe.steps[-1].trainings(around.recipe.training)[-1]
+    training = stretched(*around.recipe.steps[-1].trainings(around.recipe.training)[-1])
     cost = _trained(network, "fine_tune", epochs, training, baseline, around, state)
     return Control("unpruned", network, cost, f"{epochs} epochs, as the pruned network's")
 
 
+def stretched(training: Training, epochs: int) -> Training:
+    """A training meant for `epochs`, for another number: what is told in epochs becomes a share, and it is not stopped
+    early, as the rounds that it stands beside are not."""
+    changes: dict[str, Any] = {"early_stop": 0}
+    schedule = training.schedule
+    if isinstance(schedule, MultistepSchedule) and any(isinstance(item, int) for item in schedule.milestones):
+        shares = tuple(milestone / epochs for milestone in schedule.milestones if milestone < epochs)
+        changes["schedule"] = schedule.model_copy(update={"milestones": shares})
+    if isinstance(training.warmup, int) and training.warmup:
+        changes["warmup"] = min(training.warmup / epochs, 0.5)
+    return training.model_copy(update=changes)
+
+
 def random(baseline: Baseline, ran: Ran, around: Surroundings, state: State) -> Control:
-    """The recipe's steps with random scores, down to what each step of the pruned network's reached."""
+    """The recipe's steps with random scores: in each round as many units of each group as the pruned network lost."""
     prefix = prefix_of(baseline.kind)
-    steps = [step.at_random(reached) for step, reached in zip(around.recipe.steps, ran.done.reached, strict=True)]
+    steps = [step.at_random() for step in around.recipe.steps]
 
     def emit(name: str, /, **body: Any) -> None:
         around.emit(prefix + name, **body)
@@ -138,6 +151,7 @@ def random(baseline: Baseline, ran: Ran, around: Surroundings, state: State) -> 
         emit=emit,
         state=state,
         prefix=prefix,
+        like=ran.done.removed,
     )
     warnings = [f"control random: {warning}" for warning in done.warnings]
     return Control("random", done.network, done.cost, "the recipe's steps", warnings)
@@ -153,7 +167,7 @@ def scratch(baseline: Baseline, ran: Ran, around: Surroundings, state: State) ->
         str(settings.budget), settings.budget
     )
     assert isinstance(epochs, int)
-    cost = _trained(network, "train", epochs, settings.resolved(around.recipe.training), baseline, around, state)
+    cost = _trained(network, "train", epochs, settings.training(around.recipe.training), baseline, around, state)
     told = settings.budget if isinstance(settings.budget, str) else "as the recipe says"
     warnings = [f"control scratch: parameters of no layer keep their values: {', '.join(kept)}"] if kept else []
     return Control("scratch", network, cost, f"{epochs} epochs, {told.replace('_', ' ')}", warnings)

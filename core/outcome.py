@@ -18,7 +18,8 @@ class Outcome:
 
     `front`: every network visited. `checks`: the proof of each cut. `cost`: of all training in the step.
     `skipped`: why nothing was to be done (the target held already); then the plan is empty. `warnings`: what a reader
-    of the report should know.
+    of the report should know. `accuracy`: of what is left, on validation. `removed`: of each round, how many units of
+    which group; `random` removes as many.
     """
 
     network: Network
@@ -28,12 +29,14 @@ class Outcome:
     checks: list[Check]
     skipped: str | None = None
     warnings: list[str] = field(default_factory=list)
+    accuracy: float | None = None
+    removed: list[dict[str, int]] = field(default_factory=list)
 
 
 @dataclass
 class Done:
-    """What the steps so far have left. `plan` is replayable on the original. `reached`: params, macs and filters after
-    each step."""
+    """What the steps so far have left. `plan` is replayable on the original. `accuracies`, `removed`: of each step, see
+    `Outcome`."""
 
     network: Network
     steps: int = 0
@@ -42,7 +45,8 @@ class Done:
     checks: list[Check] = field(default_factory=list)
     cost: Cost = field(default_factory=Cost)
     warnings: list[str] = field(default_factory=list)
-    reached: list[dict[str, int]] = field(default_factory=list)
+    accuracies: list[float | None] = field(default_factory=list)
+    removed: list[list[dict[str, int]]] = field(default_factory=list)
 
     @classmethod
     def of(cls, state: State, original: Network) -> Done:
@@ -59,7 +63,8 @@ class Done:
             checks=[Check(**check) for check in state["checks"]],
             cost=Cost(**state["cost"]),
             warnings=list(state["warnings"]),
-            reached=list(state["reached"]),
+            accuracies=list(state["accuracies"]),
+            removed=list(state["removed"]),
         )
 
     def add(self, outcome: Outcome) -> None:
@@ -69,6 +74,8 @@ class Done:
         self.warnings += outcome.warnings
         self.network = outcome.network
         self.steps += 1
+        self.accuracies.append(outcome.accuracy)
+        self.removed.append(outcome.removed)
         self.plan += outcome.plan
         self.front += outcome.front
         self.checks += outcome.checks
@@ -83,6 +90,7 @@ class Done:
             "checks": [check.model_dump() for check in self.checks],
             "cost": self.cost.model_dump(),
             "warnings": self.warnings,
-            "reached": self.reached,
+            "accuracies": self.accuracies,
+            "removed": self.removed,
             "weights": self.network.state_dict(),
         }

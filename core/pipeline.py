@@ -24,13 +24,22 @@ from safetensors.torch import save as save_safetensors
 from core.baseline import check_better_than_guessing
 from core.batch_size import inference_batch
 from core.batchnorm import with_batch_norm, without_batch_norm
-from core.comparison import control_results, doubts, layer_table, measure, ratios, requirement_results, sample_inputs
+from core.comparison import (
+    control_results,
+    doubted_controls,
+    doubts,
+    layer_table,
+    measure,
+    ratios,
+    requirement_results,
+    sample_inputs,
+)
 from core.controls import Control, Failed, Ran, Surroundings, expected, run_controls
 from core.data.datasets import Dataset, load_dataset
 from core.data.fit import check_fits
 from core.data.source import SplitName
 from core.devices import require_device, torch_settings
-from core.errors import BillhookError
+from core.errors import BillhookError, ExactnessFailed, ParityFailed
 from core.events import Emit, jsonable
 from core.graph.counts import COUNTED, NOT_COUNTED, Counts, count
 from core.graph.export import check_parity, to_onnx, write_onnx
@@ -117,7 +126,7 @@ class _Job:
             self._fold(done, inserted, dataset)
         done.plan = [*begun, *done.plan]
         files = self._export(original, done, dataset)
-        return self._measure(files, original, done, dataset)
+        return self._measure(files, original, accuracy, done, dataset)
 
     def _trainer(self, original: Network, dataset: Dataset, counts: Counts, prefix: str = "") -> Trainer:
         return Trainer(
@@ -216,9 +225,13 @@ class _Job:
         done.checks += checks
         done.warnings += warnings
         self.emit("export/batchnorm", layers=entries[0]["into"] if entries else {}, warnings=warnings)
-        for control in self.controls:
+        for control in [*self.controls]:
             images = _parity_images(control.network, dataset, "test")
-            control.network, _, checks, warnings = without_batch_norm(control.network, inserted, images)
+            try:
+                control.network, _, checks, warnings = without_batch_norm(control.network, inserted, images)
+            except ExactnessFailed as error:
+                self._leave_out(control, error)
+                continue
             done.checks += [check.model_copy(update={"name": f"{check.name}/{control.name}"}) for check in checks]
             self.warnings += [f"control {control.name}: {warning}" for warning in warnings]
 
@@ -238,6 +251,11 @@ class _Job:
             else:
                 self.warnings += control.warnings
                 self.controls.append(control)
+
+    def _leave_out(self, control: Control, error: BillhookError) -> None:
+        """A control whose proof fails is no reason to lose the result; it is no control either."""
+        self.controls.remove(control)
+        self.warnings.append(f"the control {control.name} failed: {error.message}")
 
     def _export(self, original: Network, done: Done, dataset: Dataset) -> dict[str, Path]:
         """Writes the deterministic files and proves the ONNX. Returns the files that are compared."""
@@ -259,12 +277,17 @@ class _Job:
         check = check_parity(pruned, files["pruned"], images).model_copy(update={"name": "parity/export"})
         self.checks += [*done.checks, check]
         self.emit("export/parity", **check.model_dump())
-        for control in self.controls:
-            files[control.name] = self.workdir / "controls" / f"{control.name}.onnx"
-            files[control.name].parent.mkdir(exist_ok=True)
+        for control in [*self.controls]:
+            path = self.workdir / "controls" / f"{control.name}.onnx"
+            path.parent.mkdir(exist_ok=True)
             network = control.network.to("cpu").eval()
-            write_onnx(network, files[control.name], opset=opset, external_data_bytes=limit)
-            check = check_parity(network, files[control.name], images)
+            write_onnx(network, path, opset=opset, external_data_bytes=limit)
+            try:
+                check = check_parity(network, path, images)
+            except ParityFailed as error:
+                self._leave_out(control, error)
+                continue
+            files[control.name] = path
             self.checks.append(check.model_copy(update={"name": f"parity/{control.name}"}))
         weights = {name: tensor.contiguous() for name, tensor in pruned.state_dict().items()}
         write_atomically(self.out / "weights.safetensors", save_safetensors(weights))
@@ -274,8 +297,10 @@ class _Job:
         self.progress.end("export")
         return files
 
-    def _measure(self, files: Mapping[str, Path], original: Network, done: Done, dataset: Dataset) -> Report:
-        """Measures, and writes the report."""
+    def _measure(
+        self, files: Mapping[str, Path], original: Network, accuracy: float, done: Done, dataset: Dataset
+    ) -> Report:
+        """Measures, and writes the report. accuracy: the original's on validation."""
         self.emit("measure/start")
         scored = len(files) * (len(dataset.splits["validation"]) + len(dataset.splits["test"]))
         seconds = len(files) / 2 * MEASURE_SECONDS + self.progress.seconds_of(scored)
@@ -294,7 +319,8 @@ class _Job:
             self.recipe.requirements.overridden_by(self.inputs.requirements), variants["original"], variants["pruned"]
         )
         first, last = count(original), count(done.network)
-        lost = variants["original"].validation.accuracy - variants["pruned"].validation.accuracy
+        kept = [accuracy if own is None else own for own in done.accuracies]  # none where a step did nothing
+        lost = {f"step/{index}/": accuracy - own for index, own in enumerate(kept)}
         goals = {
             f"step/{index}/": Goal(step.target, first)
             for index, step in enumerate(self.recipe.steps)
@@ -303,7 +329,7 @@ class _Job:
         targets = [
             result
             for prefix, goal in goals.items()
-            for result in [*goal.results(last, prefix=prefix), *goal.guard_result(lost, prefix=prefix)]
+            for result in [*goal.results(last, prefix=prefix), *goal.guard_result(lost[prefix], prefix=prefix)]
         ]
         report = Report(
             variants=variants,
@@ -320,7 +346,13 @@ class _Job:
             controls=control_results(self.controls, right),
             macs_counted=COUNTED,
             macs_not_counted=NOT_COUNTED,
-            warnings=[*dataset.warnings, *done.warnings, *self.warnings, *doubts(variants)],
+            warnings=[
+                *dataset.warnings,
+                *done.warnings,
+                *self.warnings,
+                *doubts(variants),
+                *doubted_controls([control.name for control in self.controls], right, dataset),
+            ],
             inputs={
                 "model": self.inputs.model.model_dump(mode="json", exclude={"path"}),
                 "datasets": [

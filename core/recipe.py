@@ -84,14 +84,16 @@ class FilterNorm(Section):
     target: Target = Field(description="what may remain at most of params, macs or filters")
     fine_tune: FineTune = FineTune()
 
-    def at_random(self, reached: Mapping[str, int]) -> FilterNorm:
-        """The same step with random scores and no guard, down to what it `reached` (by the keys of `Target`)."""
-        target = Target(**{name: reached[name] for name in self.target.sizes()})
+    def at_random(self) -> FilterNorm:
+        """The same step with random scores and no guard."""
+        target = self.target.model_copy(update={"max_accuracy_drop": None})
         return self.model_copy(update={"signal": "random", "target": target})
 
     def trainings(self, defaults: Training) -> list[tuple[Training, int]]:
         """Settings and epochs of each kind of training that it asks for, the one that ends it last."""
-        return [(defaults, self.every_epochs), (self.fine_tune.resolved(defaults), self.fine_tune.epochs)]
+        fine_tune = self.fine_tune.resolved(defaults)
+        low = [(fine_tune, self.fine_tune.policy.low)] if self.fine_tune.policy.low else []
+        return [(defaults, self.every_epochs), *low, (fine_tune, self.fine_tune.epochs)]
 
 
 class Train(Overrides):
@@ -100,7 +102,7 @@ class Train(Overrides):
     method: Literal["train"]
     epochs: Epochs
 
-    def at_random(self, reached: Mapping[str, int]) -> Train:
+    def at_random(self) -> Train:
         """Itself: it removes nothing."""
         return self
 
@@ -231,8 +233,12 @@ class Recipe(Section):
         return value
 
     def trainings(self) -> list[tuple[Training, int]]:
-        """Settings and epochs of each kind of training that the steps ask for."""
-        return [training for step in self.steps for training in step.trainings(self.training)]
+        """Settings and epochs of each kind of training that steps and baselines ask for, where that can be told."""
+        found = [training for step in self.steps for training in step.trainings(self.training)]
+        for baseline in self.baselines:
+            if baseline.kind == "scratch" and isinstance(baseline.settings.budget, int):
+                found.append((baseline.settings.training(self.training), baseline.settings.budget))
+        return found
 
     @field_validator("version", mode="before")
     @classmethod

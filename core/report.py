@@ -115,7 +115,7 @@ class RequirementResult(_Record):
 
 
 class Cost(_Record):
-    """What pruning and fine-tuning cost. `epoch_params` is the sum over epochs of the parameters trained in them.
+    """What pruning and fine-tuning cost. `epoch_params` is the sum over epochs of the network's parameters then.
 
     `kept`: up to the best epoch, where a training ends with its weights (Velici 2022, section 3.5), else all of them.
     """

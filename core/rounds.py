@@ -66,19 +66,29 @@ def select(
     return [chunk for _, chunk in sorted(relative, key=lambda item: item[0])], left_over
 
 
+def weakest(scores: Mapping[str, Sequence[float]], numbers: Mapping[str, int]) -> list[Chunk]:
+    """So many units of each group, those with the least scores, ties by index."""
+    found = []
+    for name, number in numbers.items():
+        order = sorted(range(len(scores[name])), key=lambda unit: (scores[name][unit], unit))
+        found.append(Chunk(name, tuple(order[:number]), 0.0))
+    return found
+
+
 def cut_no_more_than_needed(
-    network: Network, chosen: list[Chunk], target: Goal
+    network: Network, chosen: list[Chunk], target: Goal | None
 ) -> tuple[dict[str, list[int]], Network, dict[str, Any]]:
-    """Removes the shortest beginning of `chosen` with which `target` holds; all of it where it does not hold even then.
+    """Removes the shortest beginning of `chosen` with which `target` holds; all of it where it does not hold even then,
+    and where there is none.
 
     Returns what was removed, the smaller network and the plan entry.
     """
 
     def met(number: int) -> bool:
-        return target.met(count(cut(network, removal_of(chosen[:number]))[0]))
+        return target is not None and target.met(count(cut(network, removal_of(chosen[:number]))[0]))
 
     smaller, entry = cut(network, removal_of(chosen))
-    if len(chosen) > 1 and target.met(count(smaller)):
+    if target is not None and len(chosen) > 1 and target.met(count(smaller)):
         fewer = 1 + bisect_left(range(1, len(chosen)), True, key=met)
         if fewer < len(chosen):
             chosen = chosen[:fewer]

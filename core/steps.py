@@ -33,7 +33,15 @@ def planned(step: Step, network: Network, original: Counts, export: Export) -> l
     )
 
 
-def given(step: Step, *, original: Counts, accuracy: float, export: Export, seed: int) -> dict[str, Any]:
+def given(
+    step: Step,
+    *,
+    original: Counts,
+    accuracy: float,
+    export: Export,
+    seed: int,
+    like: Sequence[Mapping[str, int]] | None,
+) -> dict[str, Any]:
     """What `step` says, as arguments of its method."""
     if isinstance(step, Train):
         return {"epochs": step.epochs, "settings": step}
@@ -42,6 +50,7 @@ def given(step: Step, *, original: Counts, accuracy: float, export: Export, seed
         "fine_tune": step.fine_tune,
         "seed": seed,
         "channel_multiple": export.channel_multiple,
+        "like": like,
         **{name: getattr(step, name) for name in type(step).model_fields if name not in _RESOLVED},
     }
 
@@ -60,11 +69,13 @@ def run_steps(
     emit: Emit,
     state: State,
     prefix: str = "",
+    like: Sequence[Sequence[Mapping[str, int]]] | None = None,
 ) -> Done:
     """What `steps` make of `network`, each from where an earlier attempt left it in `state`.
 
     Args:
         original: counts of the original, the unit of targets; accuracy: its validation accuracy, 0-1.
+        like: for the control `random`: of each step and round, how many units of which group go.
         prefix: of the parts of the progress and, as `emit` and `trainer` put it in front already, of the events.
     """
     done = Done.of(state, network)
@@ -86,15 +97,11 @@ def run_steps(
                 accuracy=accuracy,
                 export=export,
                 seed=derived_seed(seed, f"{prefix}step/{index}"),
+                like=None if like is None else like[index],
             ),
         )
         done.add(outcome)
-        done.reached.append(_sizes(count(done.network)))
         state.drop("method")
         state.save(**done.values())
         progress.end(part)
     return done
-
-
-def _sizes(counts: Counts) -> dict[str, Any]:
-    return {"params": counts.params, "macs": counts.macs, "filters": counts.filters}

@@ -49,7 +49,7 @@ def lay_out(members: Sequence[zipfile.ZipInfo]) -> Layout:
     One folder around everything is looked through. The split folders are either all there is at the top, or the class
     folders are; folders inside a class folder belong to the class.
     """
-    paths = [(member, PurePosixPath(member.filename).parts) for member in members if not _is_litter(member.filename)]
+    paths = [(member, PurePosixPath(member.filename).parts) for member in members if not is_litter(member.filename)]
     wrapped = _wrapper_depth(paths)
     paths = [(member, parts[wrapped:]) for member, parts in paths]
     tops = {parts[0] for member, parts in paths if len(parts) > (0 if member.is_dir() else 1)}
@@ -82,7 +82,7 @@ def lay_out(members: Sequence[zipfile.ZipInfo]) -> Layout:
     return Layout(entries, tuple(sorted({name for _, name in images})), notes)
 
 
-def _is_litter(name: str) -> bool:
+def is_litter(name: str) -> bool:
     """What operating systems leave in archives."""
     parts = PurePosixPath(name).parts
     return not _LITTER.isdisjoint(parts) or any(part.startswith("._") for part in parts)

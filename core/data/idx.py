@@ -21,6 +21,7 @@ import numpy as np
 
 from core.data.archive import Limits, open_archive
 from core.data.arrays import MAX_BYTES, READ_BYTES, Array, source_of, text_of
+from core.data.folders import is_litter
 from core.data.source import Source, pointer
 from core.errors import DatasetTooLarge, DatasetUnreadable, Fault
 from core.job import Preprocess
@@ -50,7 +51,7 @@ def read_idx(path: Path | None, preprocess: Preprocess) -> Source:
     if path is None:
         raise DatasetUnreadable("idx needs a file", faults=[Fault("/file", "no file was given", "a zip of IDX files")])
     with open_archive(path, LIMITS) as (archive, members):
-        files = [member for member in members if not member.is_dir()]
+        files = [member for member in members if not member.is_dir() and not is_litter(member.filename)]
         named = {member.filename: found for member in files if (found := _array_of(member.filename)) is not None}
         faults: list[Fault] = []
         for name, array in named.items():
@@ -81,6 +82,8 @@ def holds_idx(names: Iterable[str]) -> bool:
 
 def _array_of(name: str) -> str | None:
     """ "x_train" of "fashion/train-images-idx3-ubyte.gz"; None of what is not named as IDX files are."""
+    if is_litter(name):
+        return None
     match = _NAME.fullmatch(PurePosixPath(name).name)
     return None if match is None else f"{'x' if match[2] == 'images' else 'y'}_{_SUFFIXES[match[1]]}"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,15 +11,16 @@ from torch import nn
 
 from core.errors import CutRefused, Fault
 from core.graph.network import Network
-from core.graph.operators.convolution import CONVOLUTIONS
+from core.graph.operators.convolution import CONVOLUTIONS, TRANSPOSED
 
 
 def reinitialise(network: Network, *, seed: int) -> list[str]:
     """New weights for every layer of `network`, in place, drawn on the CPU from `seed`.
 
-    Convolutions: normal with variance 2 / (fan-out), He et al. 2015, as torchvision's networks have it; biases 0. All
-    other layers as torch initialises them; normalisations begin anew, statistics too. Returns the parameters that are
-    not of a layer (a scale or an offset of its own, a class token): nothing says how they began, and they stay.
+    Convolutions: normal with variance 2 / (fan-in), He et al. 2015, so that without normalisation, too, activations
+    keep their size; biases 0. All other layers as torch initialises them; normalisations begin anew, statistics too.
+    Returns the parameters that are not of a layer (a scale or an offset of its own, a class token): nothing says how
+    they began, and they stay, as constants of the graph do.
     """
     device = next(network.parameters()).device
     network.to("cpu")
@@ -31,7 +33,7 @@ def reinitialise(network: Network, *, seed: int) -> list[str]:
             parameter.data = parameter.detach().clone(memory_format=torch.contiguous_format)
         for name, module in network.module.named_modules():
             if isinstance(module, CONVOLUTIONS):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+                module.weight.normal_(std=math.sqrt(2 / fan_in(module)))
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
             elif callable(reset := getattr(module, "reset_parameters", None)):
@@ -40,6 +42,14 @@ def reinitialise(network: Network, *, seed: int) -> list[str]:
                 kept += [f"{name}.{own}".lstrip(".") for own, _ in module.named_parameters(recurse=False)]
     network.to(device)
     return kept
+
+
+def fan_in(layer: nn.Module) -> float:
+    """How many inputs each output of a convolution is made of; of a transposed one, on average."""
+    weight, kernel = layer.get_parameter("weight"), math.prod(layer.get_parameter("weight").shape[2:])
+    if isinstance(layer, TRANSPOSED):  # (in, out / groups, ...)
+        return max(1.0, weight.shape[0] / layer.groups * kernel / math.prod(layer.stride))
+    return weight.shape[1] * kernel
 
 
 def reinitialised(network: Network, *, seed: int) -> tuple[Network, dict[str, Any], list[str]]:

@@ -55,6 +55,7 @@ from core.rounds import (
     planned_rounds,
     require_reachable,
     select,
+    weakest,
 )
 from core.saliency.filter_norms import FilterNorms
 from core.saliency.random_scores import RandomScores
@@ -85,6 +86,7 @@ def filter_norm(
     state: State,
     step: int = 0,
     seed: int = 0,
+    like: Sequence[Mapping[str, int]] | None = None,
 ) -> Outcome:
     """Prunes `network` in rounds until `target` holds, fine-tuning by the policy of `fine_tune`. See the top of this
     file.
@@ -95,6 +97,7 @@ def filter_norm(
             same bits as an undisturbed one.
         step: index of the step in the recipe, for the names of events.
         seed: of random scores, and of noise on weights.
+        like: for the control `random`: how many units of which group go in each round, in place of shares and target.
         The others are the recipe's (`core.recipe.FilterNorm`).
 
     Raises `NothingRemoved`, `TargetUnreachable`; `ExactnessFailed` if a cut is not exact; `TrainingDiverged`.
@@ -107,17 +110,24 @@ def filter_norm(
         network.load_state_dict(state["weights"])
     trainer.resumed(run.cost)
 
+    def is_done(counts: Counts) -> bool:
+        return target.met(counts) if like is None else run.round >= len(like)
+
     if "front" not in state:  # a fresh start
-        if target.met(count(network)):
+        if is_done(count(network)):
             reason = "the target is met already"
             results = [result.model_dump() for result in target.results(count(network))]
             emit(f"{label}/skipped", reason=reason, targets=results)
             return Outcome(network, [], [], Cost(), [], skipped=reason)
-        require_reachable(network, target, channel_multiple=channel_multiple, step=step)
+        if like is None:
+            require_reachable(network, target, channel_multiple=channel_multiple, step=step)
         run.visit(step, count(network), trainer.evaluate(network, "validation").accuracy)
         state.put(**run.values())
 
-    rounds = planned_rounds(network, target, ratio=ratio_per_round, channel_multiple=channel_multiple)
+    if like is None:
+        rounds = planned_rounds(network, target, ratio=ratio_per_round, channel_multiple=channel_multiple)
+    else:
+        rounds = [count(network).macs] * (len(like) - run.round + 1)
     tuning = FineTuning(
         fine_tune,
         trainer=trainer,
@@ -134,7 +144,9 @@ def filter_norm(
          groups=_described(filter_groups(network), channel_multiple))  # fmt: skip
 
     while True:
-        met = target.met(count(network))
+        if state.get("stopped"):  # by the guard, before the end of an earlier attempt
+            break
+        met = is_done(count(network))
         rounds = rounds if met or len(rounds) > 1 else [count(network).macs, rounds[-1]]  # the estimate was short
         due = [(tuning.due.epochs, count(network).macs)] if tuning.due else []
         trainer.expect(
@@ -147,8 +159,9 @@ def filter_norm(
             fit = tuning.run(network, last=met, on_epoch=lambda record: state.drop("weights"))
             run.trained(fit)
             guard.look(network, len(run.plan), run.accuracy)
-            state.save(**run.values(), weights=network.state_dict())
-            if whole and not guard.admits(run.accuracy):
+            stopped = whole and not guard.admits(run.accuracy)
+            state.save(**run.values(), weights=network.state_dict(), stopped=stopped)
+            if stopped:
                 break
         if met:
             break
@@ -186,14 +199,18 @@ def filter_norm(
 
         # lines 5 and 6: the pruning pass
         scores = {group.name: norms.scores(group) for group in groups}
-        chosen, carried = select(
-            groups, scores, scope=scope, ratio=ratio_per_round, channel_multiple=channel_multiple, carried=run.carried
-        )
+        carried = run.carried
+        if like is None:
+            chosen, carried = select(
+                groups, scores, scope=scope, ratio=ratio_per_round, channel_multiple=channel_multiple, carried=carried
+            )
+        else:
+            chosen = weakest(scores, like[run.round])
         removal: dict[str, list[int]] = {}
         check = None
         accuracy = fit.score.accuracy if fit.score else None
         if chosen:
-            removal, smaller, entry = cut_no_more_than_needed(network, chosen, target)
+            removal, smaller, entry = cut_no_more_than_needed(network, chosen, target if like is None else None)
             device = next(network.parameters()).device
             images, _ = next(iter(data.batches("validation", PROOF_IMAGES, device=device)))
             check = check_cut(network, removal, smaller, images).model_copy(update={"name": f"exactness/{name}"})
@@ -204,11 +221,12 @@ def filter_norm(
             run.checks.append(check)
         run.round += 1
         run.carried = carried
+        run.removed.append({name: len(units) for name, units in removal.items()})
         counts = count(network)
         if removal:
             run.visit(step, counts, accuracy)
             guard.look(network, len(run.plan), accuracy)
-        tuned = tuning.after(run.round, accuracy, last=target.met(counts))
+        tuned = tuning.after(run.round, accuracy, last=is_done(counts))
         emit(f"{name}/select", signal=signal, scope=scope, scores=scores, removed=removal,
              layers=run.plan[-1]["layers"] if removal else {},
              widths={group.name: group.width - len(removal.get(group.name, [])) for group in groups},
@@ -220,7 +238,7 @@ def filter_norm(
         state.drop("fit", "norms")
         state.save(**run.values(), weights=network.state_dict())
 
-    warnings = tuning.never_reached(run.round)
+    warnings, accuracy = tuning.never_reached(run.round), run.accuracy
     if not guard.admits(run.accuracy):
         network, cuts, accuracy = guard.smallest(given, run.plan, step=step)
         emit(f"{label}/guard", max_accuracy_drop=guard.allowed, lost=guard.lost(run.accuracy or 0.0),
@@ -229,8 +247,10 @@ def filter_norm(
             f"step {step} was stopped by max_accuracy_drop {guard.allowed:g} after {len(run.plan)} cut(s): the network "
             f"after {cuts} of them is kept, which lost {guard.lost(accuracy):.4g} on validation"
         )
-        run.plan, run.checks = run.plan[:cuts], run.checks[:cuts]
-    return Outcome(network, run.plan, run.front, run.cost, run.checks, warnings=warnings)
+        run.keep(cuts)
+    return Outcome(
+        network, run.plan, run.front, run.cost, run.checks, warnings=warnings, accuracy=accuracy, removed=run.removed
+    )
 
 
 # --- what is told beforehand ------------------------------------------------------------------------------------------
@@ -261,7 +281,8 @@ def _described(groups: Sequence[ChannelGroup], channel_multiple: int) -> dict[st
 
 @dataclass
 class _Run:
-    """Rounds done and what they left. `carried`: removals that a group is still owed, see `select`."""
+    """Rounds done and what they left. `carried`: removals that a group is still owed, see `select`. `removed`: of each
+    round, how many units of which group."""
 
     round: int = 0
     plan: list[dict[str, Any]] = field(default_factory=list)
@@ -269,6 +290,7 @@ class _Run:
     front: list[FrontPoint] = field(default_factory=list)
     checks: list[Check] = field(default_factory=list)
     cost: Cost = field(default_factory=Cost)
+    removed: list[dict[str, int]] = field(default_factory=list)
 
     @classmethod
     def of(cls, state: State) -> _Run:
@@ -281,6 +303,7 @@ class _Run:
             front=[FrontPoint(**point) for point in state["front"]],
             checks=[Check(**check) for check in state["checks"]],
             cost=Cost(**state["cost"]),
+            removed=list(state["removed"]),
         )
 
     def values(self) -> dict[str, Any]:
@@ -291,7 +314,13 @@ class _Run:
             "front": [point.model_dump() for point in self.front],
             "checks": [check.model_dump() for check in self.checks],
             "cost": self.cost.model_dump(),
+            "removed": self.removed,
         }
+
+    def keep(self, cuts: int) -> None:
+        """Forgets every cut but the first `cuts`, and the rounds after them; what they cost stays."""
+        rounds = [number for number, units in enumerate(self.removed, start=1) if units]
+        self.plan, self.checks, self.removed = self.plan[:cuts], self.checks[:cuts], self.removed[: rounds[cuts - 1]]
 
     def visit(self, step: int, counts: Counts, accuracy: float | None) -> None:
         """Notes a network. Its accuracy is that of the moment; training it replaces it (`trained`)."""

@@ -51,4 +51,4 @@ def train(
     accuracy = fit.score.accuracy if fit.score else None
     point = FrontPoint(step=step, round=0, params=counts.params, macs=counts.macs, filters=counts.filters,
                        validation_accuracy=accuracy)  # fmt: skip
-    return Outcome(network, [], [point], fit.cost, [])
+    return Outcome(network, [], [point], fit.cost, [], accuracy=accuracy)

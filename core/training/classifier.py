@@ -5,10 +5,12 @@ from __future__ import annotations
 from torch import fx
 
 from core.graph.network import Network
+from core.graph.operators import MAKERS
 
 
 def classifier_layers(network: Network) -> list[str]:
-    """Names of the parametrised layers that the first output comes from with no other in between, in order.
+    """Names of the convolutions and linear layers that the first output comes from with no other in between, and of
+    what is trained behind them (a BatchNorm, a PReLU), in order.
 
     One, mostly: the last linear layer, or the last convolution where pooling or a reshape follows it.
     """
@@ -23,6 +25,7 @@ def classifier_layers(network: Network) -> list[str]:
         seen.add(node)
         if node.op == "call_module" and node.target in layers:
             found.append(str(node.target))
-        else:
-            waiting += node.all_input_nodes
+            if isinstance(layers[str(node.target)], MAKERS):
+                continue
+        waiting += node.all_input_nodes
     return [name for name in layers if name in found]

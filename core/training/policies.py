@@ -12,6 +12,8 @@ from typing import Any
 
 from core.graph.network import Network
 from core.state import State
+from core.targets import ROUNDING
+from core.training.classifier import classifier_layers
 from core.training.port import FitResult, TrainerPort
 from core.training.seeds import derived_seed
 from core.training.weight_noise import add_weight_noise
@@ -38,7 +40,7 @@ def is_moment(moments: Moments, *, round: int, rounds: int, lost: float | None) 
         return round in moments.at
     if moments.every is not None:
         return round % moments.every == 0
-    return lost is not None and moments.threshold is not None and lost > moments.threshold
+    return lost is not None and moments.threshold is not None and lost > moments.threshold + ROUNDING
 
 
 def epochs_due(settings: FineTune, *, round: int, rounds: int, lost: float | None, last: bool) -> int:
@@ -100,7 +102,7 @@ class FineTuning:
         self._step = step
         self._seed = seed
         if "rounds" not in state:
-            state.put(rounds=rounds, reference=accuracy, due=None)
+            state.put(rounds=rounds, reference=accuracy, due=None, whole=0)
 
     @property
     def rounds(self) -> int:
@@ -137,26 +139,30 @@ class FineTuning:
         due = self.due
         assert due is not None, "nothing is due"
         label = f"fine_tune/{self._step}" + ("" if last else f"/round/{due.round}")
-        state = self._state.scope("fit")
+        state, training = self._state.scope("fit"), self._settings.resolved(self._trainer.training)
         if self._settings.noise is not None and "weights" not in state:  # else an earlier attempt has trained on
-            add_weight_noise(network, self._settings.noise, seed=derived_seed(self._seed, label))
+            spared = classifier_layers(network) if training.freeze == "classifier" else []
+            add_weight_noise(network, self._settings.noise, seed=derived_seed(self._seed, label), spared=spared)
         fit = self._trainer.fit(
             network,
-            training=self._settings.resolved(self._trainer.training),
+            training=training,
             epochs=due.epochs,
             label=label,
             state=state,
             on_epoch=on_epoch,
         )
         self._state.drop("fit")
-        self._state.put(due=None)
+        self._state.put(due=None, whole=self._state["whole"] + due.whole)
         if due.whole and fit.score is not None:
             self._state.put(reference=fit.score.accuracy)
         return fit
 
     def never_reached(self, rounds: int) -> list[str]:
-        """A warning where moments were named that the step did not get to."""
+        """A warning where moments were named that the step did not get to, or more loops than there could be."""
         moments = self._settings.policy.moments
+        if moments is not None and moments.loops is not None and self._state["whole"] < moments.loops:
+            done = self._state["whole"]
+            return [f"step {self._step} had {rounds} round(s): {done} fine-tuning(s) instead of {moments.loops} loops"]
         late = [number for number in (moments.at or ()) if number > rounds] if moments is not None else []
         if not late:
             return []

@@ -132,7 +132,6 @@ class Trainer:
             load_optimizer(optimizer, state["optimizer"])
             self._progress.credit(fit.cost.seconds)
         counts = count(network)
-        trained = counts.params - sum(item.numel() for item in frozen)
         self._progress.stage((self._prefix + label).partition("/")[0])
         saved_at, saved_epoch = self._clock(), len(fit.epochs)
         for epoch in range(len(fit.epochs) + 1, epochs + 1):
@@ -172,7 +171,7 @@ class Trainer:
                 "images": images,
             }
             fit.epochs.append(record)
-            spent = Cost(epochs=1, epoch_params=trained, images=images, seconds=seconds)
+            spent = Cost(epochs=1, epoch_params=counts.params, images=images, seconds=seconds)
             fit.cost = add_costs(fit.cost, spent)
             if restore_best and (fit.best is None or score.better_than(_score_of(fit.best, score.images))):
                 weights = {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
@@ -200,7 +199,7 @@ class Trainer:
             kept = fit.epochs[fit.best["epoch"] - 1]
         images = len(self._dataset.splits["validation"])
         score = Score(kept["validation_accuracy"], kept["validation_loss"], images)
-        used = {"epochs_kept": kept["epoch"], "epoch_params_kept": kept["epoch"] * trained}
+        used = {"epochs_kept": kept["epoch"], "epoch_params_kept": kept["epoch"] * counts.params}
         return FitResult(fit.epochs, score, kept["epoch"], fit.cost.model_copy(update=used))
 
     def evaluate(self, network: Network, split: SplitName, *, macs: int | None = None) -> Score:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import torch
 
 from core.data.augment import seeded
@@ -10,15 +12,15 @@ from core.graph.operators.convolution import CONVOLUTIONS, TRANSPOSED
 from core.training_settings import WeightNoise
 
 
-def add_weight_noise(network: Network, noise: WeightNoise, *, seed: int) -> None:
-    """Adds to the weights of every convolution of `network`, in place, normal numbers of mean 0 and `eta` times their
-    standard deviation: of all weights of the layer, or (`per: kernel`) of those of each filter by itself.
+def add_weight_noise(network: Network, noise: WeightNoise, *, seed: int, spared: Collection[str] = ()) -> None:
+    """Adds to the weights of every convolution of `network` but those `spared`, in place, normal numbers of mean 0 and
+    `eta` times their standard deviation: of all weights of the layer, or (`per: kernel`) of those of each filter.
 
     The draws are made on the CPU, of (seed, the layer's name) alone.
     """
     with torch.no_grad():
         for name, layer in network.layers().items():
-            if not isinstance(layer, CONVOLUTIONS):
+            if not isinstance(layer, CONVOLUTIONS) or name in spared:
                 continue
             weight = layer.weight
             if noise.per == "layer":

@@ -178,3 +178,23 @@ def test_augmentations_by_name_and_one_by_one() -> None:
         assert (
             parse_recipe({"training": {"augment": name}, "steps": [STEP]}).model_dump()["training"]["augment"] == name
         )
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"baselines": [{"scratch": {"budget": 5, "warmup": 1000}}]}, "a warmup of 1000 epochs never ends"),
+        (
+            {"baselines": [{"scratch": {"budget": 5, "schedule": {"name": "multistep", "milestones": [300]}}}]},
+            "a milestone after 300 epochs is never reached",
+        ),
+    ],
+)
+def test_a_control_s_schedule_is_looked_at_too(changes: dict[str, Any], told: str) -> None:
+    assert told in faults({"steps": [STEP]} | changes)[""].message
+
+
+def test_a_low_fine_tuning_may_be_the_longest() -> None:
+    fine_tune = {"policy": {"low": 20, "high": {"loops": 2}}, "epochs": 5,
+                 "schedule": {"name": "multistep", "milestones": [15]}}  # fmt: skip
+    parse_recipe({"steps": [STEP | {"fine_tune": fine_tune}]})

@@ -158,7 +158,9 @@ def report(report: Report) -> RenderableType:
         for each in report.requirements
     ]
     if not report.target_met:
-        lines.append("the recipe's target was not met: this is the smallest network that its guard allows")
+        missed = [target for target in report.raw.get("targets", []) if not target.get("met", True)]
+        told = ", ".join(f"{each['name']} {each['reached']:.4g}, asked {each['target']:g}" for each in missed)
+        lines.append(f"the recipe's target was not met{': ' if told else ''}{told}")
     lines += [f"warning: {warning}" for warning in report.raw.get("warnings", [])]
     if lines:
         parts.append(Text("\n" + "\n".join(lines)))
@@ -168,7 +170,7 @@ def report(report: Report) -> RenderableType:
 def _controls(report: Report, controls: Sequence[Mapping[str, Any]]) -> Table:
     """What the pruned network is held against; differences with their 95 % interval."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("control", "epochs", "accuracy, test", "pruned is better by"):
+    for column in ("control", "epochs", "parameters", "MACs", "accuracy, test", "pruned is better by"):
         table.add_column(column, justify="left" if column == "control" else "right")
     for control in controls:
         accuracy = _at(report.variants, control["name"], "test", "accuracy")
@@ -176,10 +178,15 @@ def _controls(report: Report, controls: Sequence[Mapping[str, Any]]) -> Table:
         table.add_row(
             str(control["name"]),
             str(_at(control, "cost", "epochs")),
+            *(_count(_at(report.variants, control["name"], name)) for name in ("params", "macs")),
             "-" if accuracy is None else f"{accuracy:.2%}",
             f"{middle:+.2f} points ({low:+.2f} to {high:+.2f})",
         )
     return table
+
+
+def _count(number: Any) -> str:
+    return "-" if number is None else f"{number:,}"
 
 
 def _row(table: Table, label: str, old: Any, new: Any, form: Any, *, told: bool = True) -> None:

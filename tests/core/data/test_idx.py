@@ -39,6 +39,13 @@ def mnist(**changes: bytes | None) -> dict[str, bytes]:
     return {name: data for name, data in given.items() if data is not None}
 
 
+def test_what_macos_puts_into_zips_is_left_alone(load: Load, make_zip: MakeZip) -> None:
+    litter = {f"__MACOSX/._{name}": b"\0\5\x16\7 and so on" for name in mnist()} | {".DS_Store": b"x"}
+    data = load(make_zip(mnist() | litter), "image_folder")
+    assert len(data.splits["test"]) == 10
+    assert data.warnings == load(make_zip(mnist()), "image_folder").warnings
+
+
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("folder", ["", "data/fashion/"])
 def test_four_files_are_a_dataset_with_a_test_split(load: Load, make_zip: MakeZip, packed: bool, folder: str) -> None:

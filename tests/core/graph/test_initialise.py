@@ -28,7 +28,32 @@ def test_nothing_of_the_trained_weights_is_left() -> None:
             assert not torch.equal(tensor, before[name]), name
     conv = network.layers()["layer3.0.conv2"]
     assert isinstance(conv, nn.Conv2d)
-    assert abs(float(conv.weight.detach().std()) / (2 / (64 * 9)) ** 0.5 - 1) < 0.05  # He: 2 / fan-out
+    assert abs(float(conv.weight.detach().std()) / (2 / (64 * 9)) ** 0.5 - 1) < 0.05  # He: 2 / fan-in
+
+
+def test_activations_keep_their_size_without_normalisation() -> None:
+    """Through ten layers each of depthwise, grouped, strided transposed and ordinary convolutions."""
+
+    class Deep(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            layers: list[nn.Module] = [nn.Conv2d(3, 32, 3, padding=1), nn.ReLU()]
+            for _ in range(10):
+                layers += [nn.Conv2d(32, 32, 3, padding=1, groups=32), nn.ReLU(), nn.Conv2d(32, 32, 1), nn.ReLU()]
+                layers += [nn.Conv2d(32, 32, 3, padding=1, groups=4, stride=2), nn.ReLU()]
+                layers += [nn.ConvTranspose2d(32, 32, 4, stride=2, padding=1, groups=2), nn.ReLU()]
+            self.layers = nn.Sequential(*layers)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layers(x)
+
+    network = trace(Deep(), (3, 16, 16), format="safetensors").eval()
+    sizes = []
+    for seed in range(5):
+        reinitialise(network, seed=seed)
+        with torch.no_grad():
+            sizes.append(float(network(network.example_input(8)).square().mean().sqrt()))
+    assert 0.05 < sorted(sizes)[2] < 20  # by fan-out without groups it would be 1e-20
 
 
 def test_it_is_of_the_seed_alone() -> None:

@@ -17,9 +17,10 @@ from core.graph.plans import replay
 from core.methods.filter_norm import filter_norm
 from core.outcome import Outcome
 from core.recipe import Target
+from core.state import State
 from core.targets import Goal
 from core.training_settings import FineTune, Moments, Policy
-from tests.core.fakes import Events, ScriptedTrainer, empty_state, small_dataset
+from tests.core.fakes import Dying, Events, Killed, ScriptedTrainer, small_dataset
 
 ORIGINAL = 0.9
 
@@ -39,9 +40,19 @@ class Run:
     for each round after its training and after its cut, and after each fine-tuning."""
 
     def __init__(
-        self, tmp_path: Path, data: Dataset, policy: Policy, accuracies: list[float], drop: float | None = None
+        self,
+        tmp_path: Path,
+        data: Dataset,
+        policy: Policy,
+        accuracies: list[float],
+        drop: float | None = None,
+        events: Events | None = None,
     ) -> None:
-        self.trainer, self.events, self.given = ScriptedTrainer(accuracies), Events(), network()
+        self.trainer, self.events, self.given = (
+            ScriptedTrainer(accuracies),
+            Events() if events is None else events,
+            network(),
+        )
         self.outcome: Outcome = filter_norm(
             self.given,
             data,
@@ -55,7 +66,7 @@ class Run:
             channel_multiple=1,
             trainer=self.trainer,
             emit=self.events,
-            state=empty_state(tmp_path, self.events).scope("method"),
+            state=State.open(tmp_path, fingerprint={"test": "x"}, emit=self.events).scope("method"),
         )
 
     @property
@@ -132,6 +143,31 @@ def test_the_guard_returns_the_smallest_network_inside(data: Dataset, tmp_path: 
     (told,) = run.outcome.warnings
     assert "stopped by max_accuracy_drop 0.03 after 3 cut(s): the network after 2 of them is kept" in told
     assert run.events.named("/guard")[0]["kept_cuts"] == 2
+
+
+def test_a_guard_s_stop_survives_a_crash(data: Dataset, tmp_path: Path) -> None:
+    """Killed right after the checkpoint of the fine-tuning that ended it, it goes into no further round."""
+    curve = [ORIGINAL, 0.9, 0.5, 0.89, 0.89, 0.5, 0.88, 0.88, 0.5, 0.80]
+    whole = Run(tmp_path / "whole", data, Policy(every=1), curve, drop=0.03)
+    dying = Dying(sum(name == "checkpoint" for name, _ in whole.events))
+    with pytest.raises(Killed):
+        Run(tmp_path / "again", data, Policy(every=1), curve, drop=0.03, events=dying)
+    again = Run(tmp_path / "again", data, Policy(every=1), [], drop=0.03)
+    assert again.trainer.labels == []
+    assert again.outcome.plan == whole.outcome.plan
+    assert (again.outcome.warnings, again.outcome.front) == (whole.outcome.warnings, whole.outcome.front)
+
+
+def test_what_the_guard_took_back_is_not_removed_at_random_either(data: Dataset, tmp_path: Path) -> None:
+    curve = [ORIGINAL, 0.9, 0.5, 0.89, 0.89, 0.5, 0.88, 0.88, 0.5, 0.80]
+    outcome = Run(tmp_path, data, Policy(every=1), curve, drop=0.03).outcome
+    assert len(outcome.removed) == 2
+    assert outcome.accuracy == 0.88
+
+
+def test_loops_that_cannot_be_had_are_told(data: Dataset, tmp_path: Path) -> None:
+    run = Run(tmp_path, data, Policy(loops=9), [])
+    assert run.outcome.warnings == ["step 0 had 4 round(s): 4 fine-tuning(s) instead of 9 loops"]
 
 
 def test_a_guard_that_holds_to_the_end_changes_nothing(data: Dataset, tmp_path: Path) -> None:

@@ -59,6 +59,12 @@ def test_each_policy_fires_where_it_says(policy: Policy, expected: list[int]) ->
     assert due(policy, 6, [0.01, 0.05, 0.051, -0.02, 0.2, 0.0]) == expected
 
 
+def test_a_threshold_that_is_just_reached_does_not_fire() -> None:
+    """0.98 - 0.97 is 0.010000000000000009, and no more than 0.01."""
+    assert 0.98 - 0.97 > 0.01
+    assert due(Policy(threshold=0.01), 3, [0.98 - 0.97, 0.0101, 0.0]) == [0, 50, 50]
+
+
 def test_what_is_to_come() -> None:
     """After 2 of 6 rounds; of a threshold only the end is known."""
     macs = [40, 30, 20, 10]
