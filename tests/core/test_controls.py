@@ -29,7 +29,7 @@ from core.report import Check, Report
 from core.report_markdown import to_markdown
 from core.training.trainer import Trainer
 from core.training_settings import Distill, MultistepSchedule, Sgd, Training
-from tests.core.fakes import Dying, Events, Killed, empty_state, small_dataset
+from tests.core.fakes import Dying, Events, Killed, empty_state, no_memory, small_dataset
 
 DIGITS = DatasetInput(path=None, sha256=None, format="digits")
 STEP = {
@@ -40,8 +40,9 @@ CONTROLS = ["unpruned", "random", {"scratch": {"budget": "equal_epochs", "optimi
 
 
 @pytest.fixture(autouse=True)
-def quick_latency(monkeypatch: pytest.MonkeyPatch) -> None:
+def quick_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("core.comparison.LATENCY_SECONDS", 0.2)
+    monkeypatch.setattr("core.comparison.measure_memory", no_memory)
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +77,7 @@ def run(model: ModelInput, workdir: Path, events: Events, **changes: Any) -> Rep
 def whole(model: ModelInput, tmp_path_factory: pytest.TempPathFactory) -> tuple[Report, Events]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("core.comparison.LATENCY_SECONDS", 0.2)
+        patch.setattr("core.comparison.measure_memory", no_memory)
         patch.setattr("core.training.trainer.CHECKPOINT_EPOCHS", 1)
         events = Events()
         return run(model, tmp_path_factory.mktemp("whole"), events), events

@@ -21,7 +21,7 @@ from core.graph.plans import replay
 from core.job import DatasetInput, JobInputs, ModelInput
 from core.recipe import parse_recipe
 from core.report import Report
-from tests.core.fakes import Dying, Events, Killed
+from tests.core.fakes import Dying, Events, Killed, no_memory
 
 DIGITS = DatasetInput(path=None, sha256=None, format="digits")
 TRAIN = {"method": "train", "epochs": 4, "optimizer": {"name": "sgd", "lr": 0.05}}
@@ -32,6 +32,7 @@ PRUNE = {"method": "filter_norm", "target": {"macs": 0.7}, "ratio_per_round": 0.
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("core.comparison.LATENCY_SECONDS", 0.2)
+    monkeypatch.setattr("core.comparison.measure_memory", no_memory)
     monkeypatch.setattr("core.training.trainer.CHECKPOINT_EPOCHS", 1)
 
 
