@@ -121,6 +121,7 @@ def stretched(training: Training, epochs: int) -> Training:
     """A training meant for `epochs`, for another number: what is told in epochs becomes a share, and it is not stopped
     early, as the rounds that it stands beside are not."""
     changes: dict[str, Any] = {"early_stop": 0}
+    epochs = max(1, epochs)
     schedule = training.schedule
     if isinstance(schedule, MultistepSchedule) and any(isinstance(item, int) for item in schedule.milestones):
         shares = tuple(milestone / epochs for milestone in schedule.milestones if milestone < epochs)

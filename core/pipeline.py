@@ -53,13 +53,12 @@ from core.job import JobInputs
 from core.measure.environment import environment
 from core.outcome import Done
 from core.progress import Progress
-from core.recipe import FilterNorm
 from core.report import Check, Report
 from core.report_markdown import to_markdown
-from core.reproduction import fingerprint, reproduce
+from core.reproduction import described, fingerprint, reproduce
 from core.state import State, write_atomically
 from core.steps import planned, run_steps
-from core.targets import Goal
+from core.targets import target_results
 from core.training.seeds import derived_seed
 from core.training.trainer import Trainer
 
@@ -318,19 +317,9 @@ class _Job:
         requirements = requirement_results(
             self.recipe.requirements.overridden_by(self.inputs.requirements), variants["original"], variants["pruned"]
         )
-        first, last = count(original), count(done.network)
-        kept = [accuracy if own is None else own for own in done.accuracies]  # none where a step did nothing
-        lost = {f"step/{index}/": accuracy - own for index, own in enumerate(kept)}
-        goals = {
-            f"step/{index}/": Goal(step.target, first)
-            for index, step in enumerate(self.recipe.steps)
-            if isinstance(step, FilterNorm)
-        }
-        targets = [
-            result
-            for prefix, goal in goals.items()
-            for result in [*goal.results(last, prefix=prefix), *goal.guard_result(lost[prefix], prefix=prefix)]
-        ]
+        targets = target_results(
+            self.recipe.steps, count(original), count(done.network), accuracy=accuracy, accuracies=done.accuracies
+        )
         report = Report(
             variants=variants,
             ratios=found,
@@ -353,15 +342,7 @@ class _Job:
                 *doubts(variants),
                 *doubted_controls([control.name for control in self.controls], right, dataset),
             ],
-            inputs={
-                "model": self.inputs.model.model_dump(mode="json", exclude={"path"}),
-                "datasets": [
-                    {**item.model_dump(mode="json", exclude={"path"}), "splits": self.summary["splits"]}
-                    for item in self.inputs.datasets
-                ],
-                "requirements": self.inputs.requirements.model_dump(mode="json", exclude_none=True),
-                "fingerprint": fingerprint(self.inputs),
-            },
+            inputs=described(self.inputs, self.summary["splits"]),
             recipe=self.recipe.model_dump(mode="json"),
             environment=environment(self.inputs.device, self.threads),
             reproduce=reproduce(self.inputs),

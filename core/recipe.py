@@ -84,10 +84,16 @@ class FilterNorm(Section):
     target: Target = Field(description="what may remain at most of params, macs or filters")
     fine_tune: FineTune = FineTune()
 
+    @model_validator(mode="after")
+    def _norms_are_normalised(self) -> FilterNorm:
+        if self.signal == "random" and self.normalize != "none":
+            raise ValueError("normalize is of norms, signal: random has none: leave one of them out")
+        return self
+
     def at_random(self) -> FilterNorm:
         """The same step with random scores and no guard."""
         target = self.target.model_copy(update={"max_accuracy_drop": None})
-        return self.model_copy(update={"signal": "random", "target": target})
+        return self.model_copy(update={"signal": "random", "normalize": "none", "target": target})
 
     def trainings(self, defaults: Training) -> list[tuple[Training, int]]:
         """Settings and epochs of each kind of training that it asks for, the one that ends it last."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import shlex
+from collections.abc import Mapping
+from typing import Any
 
 from core.job import JobInputs
 
@@ -17,6 +19,16 @@ def fingerprint(inputs: JobInputs) -> dict[str, str]:
         "recipe": inputs.recipe.model_dump(mode="json"),
     }
     return {name: hashlib.sha256(json.dumps(part, sort_keys=True).encode()).hexdigest() for name, part in parts.items()}
+
+
+def described(inputs: JobInputs, splits: Mapping[str, Any]) -> dict[str, Any]:
+    """The inputs as a report has them: no paths; `splits`: of the dataset's summary."""
+    return {
+        "model": inputs.model.model_dump(mode="json", exclude={"path"}),
+        "datasets": [{**item.model_dump(mode="json", exclude={"path"}), "splits": splits} for item in inputs.datasets],
+        "requirements": inputs.requirements.model_dump(mode="json", exclude_none=True),
+        "fingerprint": fingerprint(inputs),
+    }
 
 
 def reproduce(inputs: JobInputs) -> str:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
 from core.graph.counts import Counts
-from core.recipe import Target
+from core.recipe import FilterNorm, Step, Target
 from core.report import TargetResult
 
 ROUNDING = 1e-9
@@ -52,3 +53,17 @@ class Goal:
     def met(self, counts: Counts) -> bool:
         """Whether all sizes hold."""
         return all(result.met for result in self.results(counts))
+
+
+def target_results(
+    steps: Sequence[Step], original: Counts, last: Counts, *, accuracy: float, accuracies: Sequence[float | None]
+) -> list[TargetResult]:
+    """What came of the targets of all `steps`, named step/<index>/<key>: sizes by the counts `last` of the network that
+    is left, guards by the validation accuracy (0-1) that each step ended with, against the original's `accuracy`."""
+    found = []
+    for index, (step, own) in enumerate(zip(steps, accuracies, strict=True)):
+        if isinstance(step, FilterNorm):
+            goal, prefix = Goal(step.target, original), f"step/{index}/"
+            lost = 0.0 if own is None else accuracy - own  # none where a step did nothing
+            found += [*goal.results(last, prefix=prefix), *goal.guard_result(lost, prefix=prefix)]
+    return found

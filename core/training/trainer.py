@@ -116,15 +116,17 @@ class Trainer:
         Emits `<label>/epoch/<n>`, n from 1, and `<label>/stopped` where `early_stop` ends it before its last epoch.
 
         Raises `TrainingDiverged` where the loss is NaN or infinite, `RecipeInvalid` where batches are too small for
-        BatchNorm.
+        BatchNorm, or nothing is left to be trained.
         """
         restore_best = training.restore_best if restore_best is None else restore_best
         network.to(self._device)
         to_channels_last(network)
         frozen = _frozen(network, training)
-        optimizer = build_optimizer(
-            training.optimizer, [item for item in network.parameters() if not any(item is one for one in frozen)]
-        )
+        moving = [item for item in network.parameters() if not any(item is one for one in frozen)]
+        if not moving:
+            fault = Fault("/training/freeze", "the classifier is all that the network has", "none")
+            raise RecipeInvalid("nothing is left to be trained", faults=[fault])
+        optimizer = build_optimizer(training.optimizer, moving)
         fit = _Fit([], None, Cost())
         if state.get("label") == label:
             fit = _Fit(list(state["epochs"]), state["best"], Cost(**state["cost"]))

@@ -183,6 +183,7 @@ def test_settings_in_epochs_are_stretched() -> None:
     found = stretched(training, 4)
     assert isinstance(found.schedule, MultistepSchedule)
     assert (found.schedule.milestones, found.warmup, found.early_stop, found.batch_size) == ((0.25, 0.75), 0.25, 0, 7)
+    stretched(training, 0)  # a fine-tuning of no epochs
     shares = training.model_copy(update={"schedule": MultistepSchedule(name="multistep"), "warmup": 0.1})
     assert stretched(shares, 4) == shares.model_copy(update={"early_stop": 0})
 

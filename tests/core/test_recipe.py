@@ -198,3 +198,10 @@ def test_a_low_fine_tuning_may_be_the_longest() -> None:
     fine_tune = {"policy": {"low": 20, "high": {"loops": 2}}, "epochs": 5,
                  "schedule": {"name": "multistep", "milestones": [15]}}  # fmt: skip
     parse_recipe({"steps": [STEP | {"fine_tune": fine_tune}]})
+
+
+def test_random_scores_are_not_normalised() -> None:
+    found = faults({"steps": [STEP | {"signal": "random", "normalize": "max"}]})
+    assert "leave one of them out" in found["/steps/0"].message
+    step = parse_recipe({"steps": [STEP | {"normalize": "max"}]}).steps[0].at_random()
+    assert step.model_dump()["normalize"] == "none"

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from core.data.datasets import Dataset
+from core.errors import RecipeInvalid
 from core.graph.architectures import CifarResNet, build
 from core.graph.counts import count
 from core.graph.lowering import trace
@@ -184,6 +185,13 @@ def test_a_frozen_classifier_stays(data: Dataset, tmp_path: Path) -> None:
     assert not any(torch.equal(before[key], network.state_dict()[key]) for key in others)
     assert result.cost.epoch_params == 2 * count(network).params
     assert all(parameter.requires_grad for parameter in network.parameters())
+
+
+def test_a_network_that_is_all_classifier_cannot_be_frozen(data: Dataset, tmp_path: Path) -> None:
+    network = trace(nn.Sequential(nn.Flatten(), nn.Linear(64, 4)), (1, 8, 8), format="safetensors")
+    with pytest.raises(RecipeInvalid, match="nothing is left to be trained") as error:
+        fit(data, network, Training(freeze="classifier"), empty_state(tmp_path))
+    assert error.value.faults[0].pointer == "/training/freeze"
 
 
 # --- noise on the weights --------------------------------------------------------------------------------------------
