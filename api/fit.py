@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 from core.errors import Fault
 from core.fit import fit_faults
 from core.job import Preprocess
+from core.recipe import TaskName
 
 
 class _Tensor(BaseModel):
@@ -32,7 +33,12 @@ class _DatasetSummary(BaseModel):
 
 
 def summary_faults(
-    model: Mapping[str, Any] | None, dataset: Mapping[str, Any] | None, options: Mapping[str, Any], pointer: str
+    model: Mapping[str, Any] | None,
+    dataset: Mapping[str, Any] | None,
+    options: Mapping[str, Any],
+    pointer: str,
+    *,
+    task: TaskName,
 ) -> list[Fault]:
     """What does not fit, with pointers below `pointer` (the dataset's place in the request) or at `/model`."""
     try:
@@ -43,7 +49,7 @@ def summary_faults(
         return []  # a summary that says less (it is still being checked): the worker finds out
     faults = fit_faults(
         network.inputs, network.outputs, image_shape=images.image_shape, classes=len(images.classes),
-        options=preprocess,
+        options=preprocess, task=task,
     )  # fmt: skip
     return [
         fault if fault.pointer == "/model" else dataclasses.replace(fault, pointer=pointer + fault.pointer)

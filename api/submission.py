@@ -50,7 +50,8 @@ def check(
         pointer = f"/datasets/{position}"
         dataset = _subject(session, Dataset, owner, dataset_id, pointer, faults, waiting)
         if model is not None and dataset is not None:
-            faults += summary_faults(model.summary, dataset.summary, dataset.options, pointer)
+            task = plan.recipe.task if plan.recipe is not None else "classification"
+            faults += summary_faults(model.summary, dataset.summary, dataset.options, pointer, task=task)
     _refuse(faults)
     if waiting:
         raise Refused("input_not_ready", f"still being checked: {', '.join(waiting)}; try again soon")

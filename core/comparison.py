@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 import onnx
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from core.baseline import is_better_than_guessing
 from core.batch_size import inference_batch
 from core.controls import Control
 from core.data.datasets import Dataset
@@ -23,16 +19,16 @@ from core.graph.counts import count
 from core.graph.external_data import parts
 from core.graph.network import Network
 from core.graph.softmax import final_softmax
-from core.measure.accuracy import OutputKind, score_file
+from core.measure.accuracy import score_file
 from core.measure.latency import measure_latency
 from core.measure.layers import layer_milliseconds
 from core.measure.memory import MemoryNotMeasured, measure_memory
 from core.measure.sessions import execution_providers
-from core.recipe import COMPARISONS, Requirements
-from core.report import ControlResult, Latency, Layer, Memory, RequirementResult, SplitScore, Variant
+from core.recipe import COMPARISONS, MEASURES, Requirements
+from core.report import Confusion, ControlResult, Latency, Layer, Memory, RequirementResult, SplitScore, Variant
+from core.tasks.classification import Classification, confusion
+from core.tasks.task import Figures, OutputKind, Task
 
-Answers = NDArray[np.bool_]
-"""Of each image of a split, whether it is right."""
 LATENCY_SECONDS = 6.0
 """Budget of one latency setting for each variant; it ends sooner where three windows agree."""
 TRAIN_IMAGES = 2_000
@@ -60,32 +56,34 @@ def measure(
     networks: Mapping[str, Network],
     dataset: Dataset,
     *,
+    task: Task,
     device: str,
     threads: int,
     emit: Emit,
-) -> tuple[dict[str, Variant], dict[str, Answers]]:
+) -> tuple[dict[str, Variant], dict[str, Figures]]:
     """Measures ONNX files (`files`, by variant) in ONNX Runtime; `networks` are the same, for the counts.
 
     Accuracy with `threads` threads; latency of all variants interleaved, at the batch size that the file fixes, else 1:
     on the CPU with one thread (first in the list), with `threads` threads where that is more, and on `device` where it
-    is a GPU that ONNX Runtime can use. Memory on the CPU with one thread. Besides the variants, which images of test
-    each has right.
+    is a GPU that ONNX Runtime can use. Memory on the CPU with one thread. Besides the variants, the task's
+    figures of each on test.
     """
     first = next(iter(networks.values()))
     batch = first.origin.static_batch or 1
     inputs = sample_inputs(dataset, "test", batch).numpy()
     splits: tuple[SplitName, ...] = ("validation", "test", "train")
     scores: dict[str, dict[str, SplitScore]] = {}
-    right: dict[str, Answers] = {}
+    seen: dict[str, Figures] = {}
     for name, path in files.items():
         kind, size = output_kind(networks[name]), inference_batch(networks[name])
         scores[name] = {}
         for split in splits:
             most = TRAIN_IMAGES if split == "train" else None
-            score, answers = score_file(path, dataset, split, batch_size=size, output=kind, threads=threads, most=most)
-            scores[name][split] = score
+            scores[name][split], figures = score_file(
+                path, dataset, split, batch_size=size, task=task, output=kind, threads=threads, most=most
+            )
             if split == "test":
-                right[name] = answers
+                seen[name] = figures
         emit(f"measure/{name}/accuracy", **{split: score.model_dump() for split, score in scores[name].items()})
     settings = [("cpu", 1)] + ([("cpu", threads)] if threads > 1 else [])
     if device != "cpu" and "CUDAExecutionProvider" in execution_providers():
@@ -121,14 +119,14 @@ def measure(
             latency=latencies[name],
             memory=memory,
         )
-    return variants, right
+    return variants, seen
 
 
-def control_results(controls: Sequence[Control], right: Mapping[str, Answers]) -> list[ControlResult]:
-    """Each control against the pruned network, on the images of test that each has right."""
+def control_results(controls: Sequence[Control], seen: Mapping[str, Figures], task: Task) -> list[ControlResult]:
+    """Each control against the pruned network, by what each says to the images of test."""
     found = []
     for control in controls:
-        middle, low, high = paired_difference(right["pruned"], right[control.name])
+        middle, low, high = task.difference(seen["pruned"], seen[control.name])
         found.append(
             ControlResult(
                 name=control.name,
@@ -142,29 +140,27 @@ def control_results(controls: Sequence[Control], right: Mapping[str, Answers]) -
     return found
 
 
-def doubted_controls(names: Sequence[str], right: Mapping[str, Answers], dataset: Dataset) -> list[str]:
+def doubted_controls(names: Sequence[str], seen: Mapping[str, Figures], task: Task) -> list[str]:
     """A warning for each control that is no better than guessing: it is no control."""
-    per_class = torch.bincount(dataset.splits["test"].y).tolist()
+    doubts = {name: task.doubt(seen[name]) for name in names}
     return [
-        f"the control {name} is no better than guessing on test: its training has failed, and that the pruned network "
-        "is better says nothing"
-        for name in names
-        if not is_better_than_guessing(int(right[name].sum()), per_class)
+        f"the control {name} is {doubt} on test: its training has failed, and that the pruned network is better says "
+        "nothing"
+        for name, doubt in doubts.items()
+        if doubt is not None
     ]
 
 
-def paired_difference(ours: Answers, theirs: Answers) -> tuple[float, float, float]:
-    """Accuracy of `ours` − `theirs`, both of the same images, and the ends of its 95 % interval.
+MAX_CONFUSION = 100
+"""Classes of which a report has a confusion matrix: it grows with their square."""
 
-    Agresti & Min 2005, "Simple improved confidence intervals for comparing matched proportions": half an image is added
-    to each of the four kinds of pairs, so that an interval never is a point.
-    """
-    images = len(ours)
-    only_ours, only_theirs = int((ours & ~theirs).sum()), int((theirs & ~ours).sum())
-    total, more, fewer = images + 2, only_ours + 0.5, only_theirs + 0.5
-    middle = (more - fewer) / total
-    half = 1.96 * math.sqrt(max(0.0, more + fewer - (more - fewer) ** 2 / total)) / total
-    return (only_ours - only_theirs) / images, middle - half, middle + half
+
+def confusions(seen: Mapping[str, Figures], dataset: Dataset, task: Task) -> Confusion | None:
+    """Which classes each variant takes for which, on test; None in other tasks and of too many classes."""
+    if not isinstance(task, Classification) or len(dataset.classes) > MAX_CONFUSION:
+        return None
+    counts = {name: confusion(figures, len(dataset.classes)).tolist() for name, figures in seen.items()}
+    return Confusion(classes=list(dataset.classes), counts=counts)
 
 
 def opset_of(file: bytes) -> int:
@@ -178,9 +174,8 @@ def ratios(original: Variant, pruned: Variant) -> dict[str, float]:
     figures, others = _figures(original), _figures(pruned)
     missing = unmeasured(original, pruned)
     found = {f"{name}_ratio": others[name] / figures[name] for name in figures if f"{name}_ratio" not in missing}
-    # in whole images: 0.98 - 0.97 is 0.010000000000000009, which would miss a requirement of <= 0.01
-    lost = _correct(original.test) - _correct(pruned.test)
-    return {**found, "accuracy_drop": lost / original.test.images}
+    # 0.98 - 0.97 is 0.010000000000000009, which would miss a requirement of <= 0.01
+    return {**found, "accuracy_drop": round(original.test.accuracy - pruned.test.accuracy, 12)}
 
 
 def unmeasured(original: Variant, pruned: Variant) -> dict[str, str]:
@@ -213,8 +208,10 @@ def _figures(variant: Variant) -> dict[str, float]:
 
 def requirement_results(requirements: Requirements, original: Variant, pruned: Variant) -> list[RequirementResult]:
     """Each requirement that is set, against what was measured; what could not be measured is not passed."""
-    values = {**ratios(original, pruned), "accuracy": pruned.test.accuracy}
-    missing = unmeasured(original, pruned)
+    values = {**ratios(original, pruned), **pruned.test.measures, "accuracy": pruned.test.accuracy}
+    missing = unmeasured(original, pruned) | dict.fromkeys(
+        {name for names in MEASURES.values() for name in names} - values.keys(), "not measured in this task"
+    )
     return [
         RequirementResult(
             name=name,
@@ -272,13 +269,6 @@ def doubts(variants: Mapping[str, Variant]) -> list[str]:
             if (memory := variants[name].memory) is not None
             and memory.noise_bytes > MEMORY_NOISE * memory.peak_memory_bytes
         ]
-    if variants["pruned"].test.images < 1_000:
-        found.append(
-            f"the test split has {variants['pruned'].test.images} images: one image is "
-            f"{100 / variants['pruned'].test.images:.2f} points of accuracy"
-        )
+    if (images := variants["pruned"].test.images) < 1_000:
+        found.append(f"the test split has {images} images: one image is {100 / images:.2f} % of them")
     return found
-
-
-def _correct(score: SplitScore) -> int:
-    return round(score.accuracy * score.images)

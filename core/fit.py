@@ -11,9 +11,12 @@ from typing import Literal, Protocol
 
 from core.errors import Fault
 from core.job import Preprocess
+from core.recipe import TaskName
 
 Channels = Literal["RGB", "BGR", "L"]
 Shape = Sequence[int | str]
+LEAST_SIDE = 11
+"""Pixels: the window of structural similarity (`core.tasks.ssim`)."""
 
 
 _FITTING: dict[int, tuple[Channels, ...]] = {1: ("L",), 3: ("RGB", "BGR")}
@@ -51,12 +54,14 @@ def fit_faults(
     image_shape: tuple[int, int, int],
     classes: int,
     options: Preprocess,
+    task: TaskName = "classification",
 ) -> list[Fault]:
     """What does not fit; empty where everything does.
 
     Args:
         inputs, outputs: of the model, the batch first. The first output is the one that classifies, (batch, classes) or
-            (batch, classes, 1, 1). A dynamic dimension fits anything.
+            (batch, classes, 1, 1), or in reconstruction the image, of the input's shape; in imitation outputs may be
+            anything. A dynamic dimension fits anything.
         image_shape: (channels, height, width) of the images after resizing.
     """
     if len(inputs) != 1:
@@ -79,6 +84,10 @@ def fit_faults(
         target = [want if isinstance(want, int) else got for want, got in zip(sides, have, strict=True)]
         message = f"images are {have[0]}×{have[1]}, the model's input is {_text(shape)} ({options.layout})"
         faults.append(Fault("/preprocess/size", message, f"{target}, or another layout"))
+    if task == "imitation":
+        return faults
+    if task == "reconstruction":
+        return faults + _image_faults(shape, outputs, have)
     return faults + _class_faults(classes, outputs)
 
 
@@ -105,7 +114,26 @@ def _channel_fault(options: Preprocess, shape: Shape, wanted: int | str) -> Faul
     return Fault("/model", message, "1 (L) or 3 (RGB, BGR) channels")
 
 
+def _image_faults(shape: Shape, outputs: Sequence[Spec], sides: Sequence[int]) -> list[Fault]:
+    """shape: of the model's input. sides: height and width of the images."""
+    faults = []
+    if min(sides) < LEAST_SIDE:
+        message = f"images are {sides[0]}×{sides[1]}, too small for the windows of structural similarity"
+        faults.append(Fault("/preprocess/size", message, f"at least {LEAST_SIDE} pixels a side"))
+    if not outputs:
+        return [*faults, Fault("/model", "the model has no output", "an image")]
+    found = outputs[0].shape
+    pairs = zip(found[1:], shape[1:], strict=False)
+    if len(found) != len(shape) or any(isinstance(a, int) and isinstance(b, int) and a != b for a, b in pairs):
+        message = f"the output {outputs[0].name} is {_text(found)}, the input {_text(shape)}"
+        faults.append(Fault("/model", message, "an image of the input's shape, for task: reconstruction"))
+    return faults
+
+
 def _class_faults(classes: int, outputs: Sequence[Spec]) -> list[Fault]:
+    if not classes:
+        message = "the dataset has no labels"
+        return [Fault("", message, "a folder of images for each class, or a recipe with task: imitation")]
     if not outputs:
         return [Fault("/model", "the model has no output", "an output with one number per class")]
     output = outputs[0]

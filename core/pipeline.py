@@ -21,10 +21,10 @@ from typing import Any
 import torch
 from safetensors.torch import save as save_safetensors
 
-from core.baseline import check_better_than_guessing
 from core.batch_size import inference_batch
 from core.batchnorm import with_batch_norm, without_batch_norm
 from core.comparison import (
+    confusions,
     control_results,
     doubted_controls,
     doubts,
@@ -59,10 +59,12 @@ from core.reproduction import described, fingerprint, reproduce
 from core.state import State, write_atomically
 from core.steps import planned, run_steps
 from core.targets import target_results
+from core.tasks import Task, joined, task_of
 from core.training.seeds import derived_seed
 from core.training.trainer import Trainer
 
 PARITY_IMAGES = 32
+BASELINE_SPLITS: tuple[SplitName, ...] = ("validation", "test")
 EXPORT_SECONDS, MEASURE_SECONDS = 2.0, 15.0
 """What these stages usually take beside running the data through; for the progress."""
 
@@ -101,7 +103,8 @@ class _Job:
         state = State.open(self.workdir, fingerprint=fingerprint(self.inputs), emit=self.emit)
         original, dataset = self._import()
         counts = count(original)
-        trainer = self._trainer(original, dataset, counts)
+        task = task_of(self.recipe, original, dataset, self.device)
+        trainer = self._trainer(task, dataset, counts)
         self._plan(original, counts, dataset, trainer)
         start, begun = self._begin(original)
         start, inserted = self._insert(start, dataset, trainer)
@@ -120,14 +123,14 @@ class _Job:
             emit=self.emit,
             state=state,
         )
-        self._controls(original, Ran(start, done, counts, accuracy), dataset, state)
+        self._controls(task, Ran(start, done, counts, accuracy), dataset, state)
         if inserted is not None:
             self._fold(done, inserted, dataset)
         done.plan = [*begun, *done.plan]
         files = self._export(original, done, dataset)
-        return self._measure(files, original, accuracy, done, dataset)
+        return self._measure(task, files, original, accuracy, done, dataset)
 
-    def _trainer(self, original: Network, dataset: Dataset, counts: Counts, prefix: str = "") -> Trainer:
+    def _trainer(self, task: Task, dataset: Dataset, counts: Counts, prefix: str = "") -> Trainer:
         return Trainer(
             dataset,
             training=self.recipe.training,
@@ -136,7 +139,7 @@ class _Job:
             original_macs=counts.macs,
             emit=self.emit,
             progress=self.progress,
-            teacher=original,
+            task=task,
             prefix=prefix,
         )
 
@@ -145,11 +148,11 @@ class _Job:
         self.progress.begin("import", "import")
         network = load(self.inputs.model)
         dataset = load_dataset(self.inputs.datasets[0])
-        dataset = check_fits(dataset, network.inputs, network.known_outputs())
+        dataset = check_fits(dataset, network.inputs, network.known_outputs(), self.recipe.task)
         if network.input_shapes[0] != dataset.input_shape:
             # the upload leaves height or width open: counts and latency are those at the dataset's size
             network = Network(network.module, network.inputs, network.outputs, network.origin, (dataset.input_shape,))
-            dataset = check_fits(dataset, network.inputs, network.computed_outputs())
+            dataset = check_fits(dataset, network.inputs, network.computed_outputs(), self.recipe.task)
         network.grouped = grouped_cuts(network.module, self.recipe.export.grouped)
         to_onnx(network, opset=self.recipe.export.opset)  # an opset that cannot hold the network is refused at once
         if self.inputs.model.format == "onnx":
@@ -184,16 +187,14 @@ class _Job:
         self.emit("baseline/start")
         self.progress.begin("baseline", "baseline")
         if "baseline" not in state:
-            correct, accuracies = 0, {}
-            for split in ("validation", "test"):
-                score = trainer.evaluate(original, split, macs=counts.macs)
-                self.emit(f"baseline/{split}", accuracy=score.accuracy, loss=score.loss, images=score.images)
-                correct += round(score.accuracy * score.images)
-                accuracies[split] = score.accuracy
-            state.put(baseline={"correct": correct, **accuracies})
-        if not self.recipe.allow_near_chance and self.recipe.weights == "uploaded":
-            labels = torch.cat([dataset.splits["validation"].y, dataset.splits["test"].y])
-            check_better_than_guessing(state["baseline"]["correct"], torch.bincount(labels).tolist())
+            figures = [trainer.figures(original, split, macs=counts.macs) for split in BASELINE_SPLITS]
+            if not self.recipe.allow_near_chance and self.recipe.weights == "uploaded":
+                trainer.task.check_original(joined(figures))
+            scores = dict(zip(BASELINE_SPLITS, map(trainer.task.score, figures), strict=True))
+            for split, score in scores.items():
+                self.emit(f"baseline/{split}", accuracy=score.accuracy, loss=score.loss, images=score.images,
+                          **({"measures": dict(score.measures)} if score.measures else {}))  # fmt: skip
+            state.put(baseline={split: score.accuracy for split, score in scores.items()})
         self.progress.end("baseline")
 
     def _begin(self, original: Network) -> tuple[Network, list[dict[str, Any]]]:
@@ -234,12 +235,12 @@ class _Job:
             done.checks += [check.model_copy(update={"name": f"{check.name}/{control.name}"}) for check in checks]
             self.warnings += [f"control {control.name}: {warning}" for warning in warnings]
 
-    def _controls(self, original: Network, ran: Ran, dataset: Dataset, state: State) -> None:
+    def _controls(self, task: Task, ran: Ran, dataset: Dataset, state: State) -> None:
         """Runs the recipe's baselines, and takes out of them the BatchNorms that are only for the training."""
         around = Surroundings(
             recipe=self.recipe,
             dataset=dataset,
-            trainer=lambda prefix: self._trainer(original, dataset, ran.original, prefix),
+            trainer=lambda prefix: self._trainer(task, dataset, ran.original, prefix),
             progress=self.progress,
             emit=self.emit,
             state=state.scope("controls"),
@@ -297,7 +298,7 @@ class _Job:
         return files
 
     def _measure(
-        self, files: Mapping[str, Path], original: Network, accuracy: float, done: Done, dataset: Dataset
+        self, task: Task, files: Mapping[str, Path], original: Network, accuracy: float, done: Done, dataset: Dataset
     ) -> Report:
         """Measures, and writes the report. accuracy: the original's on validation."""
         self.emit("measure/start")
@@ -312,7 +313,9 @@ class _Job:
 
         networks = {"original": original, "pruned": done.network}
         networks |= {control.name: control.network for control in self.controls}
-        variants, right = measure(files, networks, dataset, device=self.inputs.device, threads=self.threads, emit=emit)
+        variants, seen = measure(
+            files, networks, dataset, task=task, device=self.inputs.device, threads=self.threads, emit=emit
+        )
         found = ratios(variants["original"], variants["pruned"])
         requirements = requirement_results(
             self.recipe.requirements.overridden_by(self.inputs.requirements), variants["original"], variants["pruned"]
@@ -332,7 +335,8 @@ class _Job:
             frozen=channel_groups(original).frozen,
             front=done.front,
             cost=done.cost,
-            controls=control_results(self.controls, right),
+            controls=control_results(self.controls, seen, task),
+            confusion=confusions(seen, dataset, task),
             macs_counted=COUNTED,
             macs_not_counted=NOT_COUNTED,
             warnings=[
@@ -340,7 +344,7 @@ class _Job:
                 *done.warnings,
                 *self.warnings,
                 *doubts(variants),
-                *doubted_controls([control.name for control in self.controls], right, dataset),
+                *doubted_controls([control.name for control in self.controls], seen, task),
             ],
             inputs=described(self.inputs, self.summary["splits"]),
             recipe=self.recipe.model_dump(mode="json"),

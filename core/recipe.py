@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, ValidationError, field_validator, model_validator
@@ -150,12 +150,19 @@ Requirement = Annotated[
 class Requirements(Section):
     """What a pipeline insists on: a comparison and a number, e.g. `<= 0.01`. Evaluated into the report.
 
-    `accuracy` is the pruned file's test accuracy (0-1) and `accuracy_drop` the original's minus it; the ratios are
-    pruned over original; `latency_ratio` is of medians on the CPU, batch 1, one thread.
+    `accuracy` is the pruned file's test accuracy (0-1) and `accuracy_drop` the original's minus it; `top_5`
+    (classification of more than five classes), `ssim` and `l1` (reconstruction), `relative_error` and `cosine`
+    (imitation) are the pruned file's on test; the ratios are pruned over original; `latency_ratio` is of medians on the
+    CPU, batch 1, one thread.
     """
 
     accuracy: Requirement | None = None
     accuracy_drop: Requirement | None = None
+    top_5: Requirement | None = None
+    ssim: Requirement | None = None
+    l1: Requirement | None = None
+    relative_error: Requirement | None = None
+    cosine: Requirement | None = None
     params_ratio: Requirement | None = None
     macs_ratio: Requirement | None = None
     file_bytes_ratio: Requirement | None = None
@@ -178,6 +185,50 @@ class Requirements(Section):
         return self.model_copy(update=other.model_dump(exclude_none=True))
 
 
+# --- tasks -----------------------------------------------------------------------------------------------------------
+
+TaskName = Literal["classification", "reconstruction", "imitation"]
+MEASURES: Mapping[TaskName, tuple[str, ...]] = {
+    "classification": ("top_5",),
+    "reconstruction": ("ssim", "l1"),
+    "imitation": ("relative_error", "cosine"),
+}
+"""What is measured besides accuracy and loss (see `core.tasks`)."""
+_MIXED = {"mixup": 0.0, "cutmix": 0.0}
+_FOR_CLASSIFIERS = {"label_smoothing": 0.0, "distill": None, "freeze": "none"}
+_NOT_FOR: Mapping[TaskName, tuple[Mapping[str, Any], Mapping[str, float], str]] = {
+    "classification": ({}, {}, ""),
+    "reconstruction": (
+        _FOR_CLASSIFIERS,
+        {**_MIXED, "erase": 0.0, "noise": 0.0},
+        "the image that is wanted back would be as damaged as the one that is given",
+    ),
+    "imitation": (_FOR_CLASSIFIERS, {}, ""),
+}
+"""Of trainings and of augmentations: what each task cannot use, with the value that stands for nothing; and why."""
+
+
+class Reconstruct(Section):
+    """Of `task: reconstruction`: the loss is (1 - ssim_weight) L1 + ssim_weight (1 - SSIM), of pixels from 0 to 1."""
+
+    ssim_weight: float = Field(0.5, ge=0, le=1)
+
+
+def task_faults(task: TaskName, trainings: Sequence[Training]) -> list[str]:
+    """What `trainings` ask for that is not for `task`, in words."""
+    settings, augmentations, reason = _NOT_FOR[task]
+    found = [
+        f"{name} is for classification, not for {task}"
+        for name, nothing in settings.items()
+        if any(getattr(training, name) != nothing for training in trainings)
+    ]
+    return found + [
+        f"augment.{name} is not for {task}: {reason}"
+        for name, nothing in augmentations.items()
+        if any(getattr(training.augment, name) != nothing for training in trainings)
+    ]
+
+
 # --- the document ----------------------------------------------------------------------------------------------------
 
 
@@ -187,7 +238,12 @@ class Recipe(Section):
     version: Literal[1] = 1
     name: str | None = Field(None, max_length=200)
     description: str | None = Field(None, max_length=2_000)
-    task: Literal["classification"] = "classification"
+    task: TaskName = Field(
+        "classification",
+        description="what the network is for: classes; its own input (reconstruction); what the original says "
+        "(imitation: any network, no labels)",
+    )
+    reconstruction: Reconstruct = Reconstruct()
     seed: int = Field(0, ge=0, lt=2**63)
     weights: Literal["uploaded", "random"] = Field(
         "uploaded", description="what the steps begin with; random: the upload's structure, to be trained by a step"
@@ -203,6 +259,24 @@ class Recipe(Section):
     )
     export: Export = Export()
     requirements: Requirements = Requirements()
+
+    @model_validator(mode="after")
+    def _of_one_task(self) -> Recipe:
+        """Nothing may be asked for that the task cannot use."""
+        found = task_faults(self.task, [self.training, *(training for training, _ in self.trainings())])
+        if self.task != "reconstruction" and self.reconstruction != Reconstruct():
+            found.append(f"reconstruction is for task: reconstruction, not for {self.task}")
+        if self.task == "imitation" and any(baseline.kind == "unpruned" for baseline in self.baselines):
+            found.append("the baseline unpruned of task: imitation would be the original imitating itself")
+        others = {name for task, names in MEASURES.items() if task != self.task for name in names}
+        found += [
+            f"the requirement {name} is not measured in task: {self.task}"
+            for name in self.requirements.comparisons()
+            if name in others
+        ]
+        if found:
+            raise ValueError("; ".join(found))
+        return self
 
     @model_validator(mode="after")
     def _reached(self) -> Recipe:

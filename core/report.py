@@ -19,8 +19,16 @@ class SplitScore(_Record):
     """Of the ONNX file in ONNX Runtime on one split."""
 
     images: int
-    accuracy: float = Field(description="top-1, 0-1")
-    loss: float = Field(description="mean cross-entropy, nats")
+    accuracy: float = Field(
+        description="1 at best: top-1 (classification), mean SSIM (reconstruction), 1 - relative error (imitation)"
+    )
+    loss: float = Field(
+        description="mean cross-entropy, nats (classification), (1 - w) L1 + w (1 - SSIM) (reconstruction), relative "
+        "error squared (imitation)"
+    )
+    measures: dict[str, float] = Field(
+        default={}, description="top_5 (classification), ssim, l1 (reconstruction), relative_error, cosine (imitation)"
+    )
 
 
 class Latency(_Record):
@@ -148,6 +156,13 @@ class ControlResult(_Record):
     accuracy_difference_high: float
 
 
+class Confusion(_Record):
+    """Of each variant on test: row by row the class that an image is of, column by column what it was taken for."""
+
+    classes: list[str]
+    counts: dict[str, list[list[int]]]
+
+
 class FrontPoint(_Record):
     """A network that the run visited."""
 
@@ -175,6 +190,7 @@ class Report(_Record):
     front: list[FrontPoint]
     cost: Cost
     controls: list[ControlResult] = Field(default=[], description="without any the report claims no win over anything")
+    confusion: Confusion | None = Field(default=None, description="classification with at most 100 classes")
     macs_counted: list[str] = Field(description="operators that are counted; one multiply-accumulate = 1")
     macs_not_counted: list[str]
     warnings: list[str] = []

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from core.report import Cost, Latency, Report, Variant
 
 _MIB = 2**20
+MAX_CLASSES = 20
+"""In the table of classes."""
 
 
 def to_markdown(report: Report) -> str:
@@ -21,6 +23,7 @@ def to_markdown(report: Report) -> str:
         "### Latency",
         _latencies(report.variants),
         *_controls(report),
+        *_classes(report),
         "## Targets and requirements",
         _targets(report),
         "## Checks",
@@ -54,6 +57,9 @@ def _verdict(report: Report) -> str:
     ratios, pruned = report.ratios, report.variants["pruned"]
     drop = ratios["accuracy_drop"] * 100
     change = f"{drop:.2f} points lower" if drop > 0 else f"{-drop:.2f} points higher" if drop < 0 else "unchanged"
+    shown = f"test accuracy {pruned.test.accuracy:.2%}, {change}"
+    if not _classifies(report):
+        shown = ", ".join(f"{_MEASURES[name]} on test {value:.4f}" for name, value in pruned.test.measures.items())
     target = "The target is met." if report.target_met else "**The target is missed.**"
     if not report.requirements:
         required = "Nothing was required."
@@ -66,7 +72,7 @@ def _verdict(report: Report) -> str:
     return (
         f"{params} of the parameters and {macs} of the MACs remain; "
         f"the latency is {ratios['latency_ratio']:.2f} of the original's; "
-        f"test accuracy {pruned.test.accuracy:.2%}, {change}. {target} {required}"
+        f"{shown}. {target} {required}"
     )
 
 
@@ -74,14 +80,38 @@ def _warnings(warnings: Sequence[str]) -> list[str]:
     return ["\n".join(f"> **Note:** {warning}" for warning in warnings)] if warnings else []
 
 
+_MEASURES = {"top_5": "top-5 accuracy", "ssim": "SSIM", "l1": "L1", "relative_error": "relative error",
+             "cosine": "cosine"}  # fmt: skip
+_Row = tuple[str, Callable[[Variant], float | None], Callable[[float], str]]
+
+
+def _classifies(report: Report) -> bool:
+    return bool(report.recipe.get("task", "classification") == "classification")
+
+
+def _scores(report: Report) -> list[_Row]:
+    """What the task measures: of a classifier accuracies in per cent, of others numbers."""
+    splits = (("test", "test"), ("validation", "validation"), ("train", "training"))
+    measures = report.variants["original"].test.measures
+    if not _classifies(report):
+        return [_measure(f"{told} {_MEASURES[name]}", split, name) for name in measures for split, told in splits]
+    accuracies = [_score(f"{told} accuracy", split, "accuracy", "{:.2%}") for split, told in splits]
+    others = [_measure(f"test {_MEASURES[name]}", "test", name, "{:.2%}") for name in measures]
+    return accuracies + others + [_score(f"{told} loss, nats", split, "loss", "{:.4f}") for split, told in splits[:2]]
+
+
+def _score(told: str, split: str, name: str, form: str) -> _Row:
+    return told, lambda variant: getattr(getattr(variant, split), name), form.format
+
+
+def _measure(told: str, split: str, name: str, form: str = "{:.4f}") -> _Row:
+    return told, lambda variant: getattr(variant, split).measures.get(name), form.format
+
+
 def _before_and_after(report: Report) -> str:
     original, pruned = report.variants["original"], report.variants["pruned"]
-    rows: list[tuple[str, Callable[[Variant], float | None], Callable[[float], str]]] = [
-        ("test accuracy", lambda v: v.test.accuracy, lambda n: f"{n:.2%}"),
-        ("validation accuracy", lambda v: v.validation.accuracy, lambda n: f"{n:.2%}"),
-        ("training accuracy", lambda v: v.train.accuracy, lambda n: f"{n:.2%}"),
-        ("test loss, nats", lambda v: v.test.loss, lambda n: f"{n:.4f}"),
-        ("validation loss, nats", lambda v: v.validation.loss, lambda n: f"{n:.4f}"),
+    rows: list[_Row] = [
+        *_scores(report),
         ("parameters", lambda v: v.params, lambda n: f"{n:,.0f}"),
         ("MACs", lambda v: v.macs, lambda n: f"{n:,.0f}"),
         ("filters", lambda v: v.filters, lambda n: f"{n:,.0f}"),
@@ -153,7 +183,31 @@ def _controls(report: Report) -> list[str]:
         "data. The interval (Agresti & Min 2005) is of the test images, of one training of each: another seed moves "
         "the figures, too."
     )
+    if not _classifies(report):
+        note += (
+            " Accuracy is what policies and guards look at in this task: mean SSIM in reconstruction, 1 − relative "
+            "error in imitation; the interval is drawn by the bootstrap."
+        ).replace("bootstrap.", "bootstrap.")
     return ["## Controls", note + "\n\n" + _table(heads, rows)]
+
+
+def _classes(report: Report) -> list[str]:
+    """Each class before and after, those that lost most first."""
+    if report.confusion is None:
+        return []
+    names, counts = report.confusion.classes, report.confusion.counts
+    before, after = counts["original"], counts["pruned"]
+    found = []
+    for label, name in enumerate(names):
+        images, old, new = sum(before[label]), before[label][label], after[label][label]
+        wrong = max((number, other) for other, number in enumerate([*after[label], -1]) if other != label)
+        taken = f"{names[wrong[1]]} ({wrong[0]})" if wrong[0] > 0 else "–"
+        if images:
+            found.append((new - old, label, [name, f"{images:,}", f"{old / images:.2%}", f"{new / images:.2%}", taken]))
+    heads = ["class", "test images", "right, original", "right, pruned", "pruned takes it most often for"]
+    shown = [cells for _, _, cells in sorted(found)[:MAX_CLASSES]]
+    note = f"Those that lost most first{f', {MAX_CLASSES} of {len(found)}' if len(found) > MAX_CLASSES else ''}."
+    return ["## Classes", note + " report.json has the whole matrix.\n\n" + _table(heads, shown)]
 
 
 def _setting(latency: Latency) -> str:

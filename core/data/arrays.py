@@ -1,7 +1,7 @@
 """Arrays of images and labels as a source: x_train, y_train and, where they are there, x_val, y_val, x_test, y_test.
 
 x: N×H×W, N×H×W×C or N×C×H×W with C of 1 or 3, uint8, another integer type within 0-255, or floats within 0-1 or 0-255.
-y: N (or N×1) integers 0..K-1. `.npz` and IDX files hold them.
+y: N (or N×1) integers 0..K-1; none at all, where there are no labels. `.npz` and IDX files hold them.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ def source_of(arrays: dict[str, Array], members: Mapping[str, str], preprocess: 
         faults.append(Fault("/file", f"images of different shapes: {shapes}", "one height, width and channel count"))
     if faults:
         raise DatasetUnsuitable(f"the arrays have {len(faults)} fault(s)", faults=first_faults(faults))
+    labelled = "y_train" in arrays
     value_range = _value_range([arrays[name] for name in layouts])
     splits: dict[SplitName, Images] = {}
     exact = all(_is_exact(arrays[name], value_range) for name in layouts)
@@ -58,10 +59,14 @@ def source_of(arrays: dict[str, Array], members: Mapping[str, str], preprocess: 
         x = _as_tensor(arrays.pop(f"x_{suffix}"), layout, value_range, exact)
         if preprocess.size is not None:
             x = resize(x, preprocess.size)
-        splits[split] = Images(x, torch.from_numpy(arrays.pop(f"y_{suffix}").reshape(-1).astype(np.int64)))
-    classes = tuple(str(label) for label in range(int(max(images.y.max() for images in splits.values())) + 1))
+        labels = arrays.pop(f"y_{suffix}") if labelled else np.zeros(len(x))
+        splits[split] = Images(x, torch.from_numpy(labels.reshape(-1).astype(np.int64)))
+    number = int(max(images.y.max() for images in splits.values())) + 1 if labelled else 0
+    classes = tuple(str(label) for label in range(number))
     details = {"value_range": value_range, "array_layout": layouts["x_train"]}
     warnings = [] if exact else ["float images that uint8 would round are held as float32, four times the memory"]
+    if not labelled:
+        warnings.append(f"no labels: there is no {names['y_train']}; for tasks that need none")
     return Source(splits, classes, details, warnings)
 
 
@@ -72,9 +77,12 @@ def array_names() -> list[str]:
 def _pairing_faults(arrays: Mapping[str, Array], names: Mapping[str, str]) -> list[Fault]:
     expected = ", ".join(names.values())
     faults = []
+    labelled = any(name[0] == "y" for name in arrays) or "x_train" not in arrays
     for suffix in SUFFIXES:
         x, y = arrays.get(f"x_{suffix}"), arrays.get(f"y_{suffix}")
         missing = [name for name, array in ((f"x_{suffix}", x), (f"y_{suffix}", y)) if array is None]
+        if not labelled:
+            continue
         if len(missing) == 1 or (missing and suffix == "train"):
             faults += [Fault(pointer("file", names[name]), f"{names[name]} is missing", expected) for name in missing]
         elif x is not None and y is not None and x.shape[:1] != y.shape[:1]:

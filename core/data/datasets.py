@@ -59,8 +59,9 @@ class Split:
 class Dataset:
     """Splits, and how their images become the model's input.
 
-    `classes`: names in the order of the model's outputs. `image_shape`: (C, H, W) as held. `options`: the preprocess
-    options. `channels`: what the model is given; follows the images until `check_fits` sees the model.
+    `classes`: names in the order of the model's outputs; none where there are no labels. `image_shape`: (C, H, W) as
+    held. `options`: the preprocess options. `channels`: what the model is given; follows the images until `check_fits`
+    sees the model.
     """
 
     splits: Mapping[SplitName, Split]
@@ -151,7 +152,7 @@ class Dataset:
             counts = torch.bincount(split.y, minlength=len(self.classes)).tolist()
             splits[name] = {
                 "images": len(split),
-                "per_class": dict(zip(self.classes, counts, strict=True)),
+                "per_class": dict(zip(self.classes, counts, strict=True)) if self.classes else {},
                 "given": split.given,
                 "index_sha256": split.index_sha256,
                 "content_sha256": content_sha256(split.x, split.y),

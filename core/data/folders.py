@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import zipfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -36,7 +37,8 @@ class Entry:
 
 @dataclass(frozen=True)
 class Layout:
-    """The files of the class folders; the class names in order; the notes that are left aside."""
+    """The files of the class folders; the class names in order, none where there are no labels (then every entry has
+    the class ""); the notes that are left aside."""
 
     entries: list[Entry]
     classes: tuple[str, ...]
@@ -47,7 +49,7 @@ def lay_out(members: Sequence[zipfile.ZipInfo]) -> Layout:
     """Members of the archive by split and class. Raises `DatasetUnsuitable` with every fault of the folders.
 
     One folder around everything is looked through. The split folders are either all there is at the top, or the class
-    folders are; folders inside a class folder belong to the class.
+    folders are; folders inside a class folder belong to the class. Images in no folder, or all in one, have no labels.
     """
     paths = [(member, PurePosixPath(member.filename).parts) for member in members if not is_litter(member.filename)]
     wrapped = _wrapper_depth(paths)
@@ -56,6 +58,7 @@ def lay_out(members: Sequence[zipfile.ZipInfo]) -> Layout:
     in_splits = bool(tops & SPLIT_FOLDERS.keys())
     faults = _split_folder_faults(tops) if in_splits else []
     entries: list[Entry] = []
+    loose: list[Entry] = []
     notes: list[str] = []
     images: Counter[tuple[SplitName, str]] = Counter()
     for member, parts in paths:
@@ -72,14 +75,24 @@ def lay_out(members: Sequence[zipfile.ZipInfo]) -> Layout:
         elif suffix in _NOTES:
             notes.append(member.filename)
         elif len(inner) < 2:
-            faults.append(Fault(pointer("file", member.filename), "not in a class folder", "a name like cat/1.png"))
+            loose.append(Entry(member, split, ""))
         else:
             images[split, inner[0]] += suffix in SUFFIXES
             entries.append(Entry(member, split, inner[0]))
-    faults += _class_faults(images)
+    names = {name for _, name in images}
+    unlabelled = len(names) + bool(loose) == 1 and any((*images.values(), loose))
+    if unlabelled:
+        entries = [*loose, *(dataclasses.replace(entry, class_name="") for entry in entries)]
+        names = set()
+    else:
+        faults += [
+            Fault(pointer("file", entry.member.filename), "not in a class folder", "a name like cat/1.png")
+            for entry in loose
+        ]
+        faults += _class_faults(images)
     if faults:
         raise DatasetUnsuitable("the folders do not make a dataset of classes", faults=first_faults(faults))
-    return Layout(entries, tuple(sorted({name for _, name in images})), notes)
+    return Layout(entries, tuple(sorted(names)), notes)
 
 
 def is_litter(name: str) -> bool:

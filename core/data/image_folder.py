@@ -1,4 +1,5 @@
-"""A zip of class folders: cat/1.png, dog/2.jpg, … optionally under train/, val/ (or validation/) and test/.
+"""A zip of class folders: cat/1.png, dog/2.jpg, … optionally under train/, val/ (or validation/) and test/. Or, without
+labels, of images in no folder or all in one.
 
 One folder around everything is looked through; folders inside a class folder belong to the class. Two passes over the
 archive: the first opens each image as far as its header, so that memory is taken once and bombs are found before
@@ -151,7 +152,7 @@ def _decode_split(
     """Decode into one tensor; rows of images that fail now (their headers were good) are cut off at the end."""
     x = torch.empty((len(entries), *shape), dtype=torch.uint8)
     labels: list[int] = []
-    numbers = {name: number for number, name in enumerate(classes)}
+    numbers = {name: number for number, name in enumerate(classes or [""])}
     for entry in entries:
         try:
             decoded = _decode(archive, entry.member, shape[0])
@@ -193,6 +194,8 @@ def _warnings(
     if unreadable:
         names = ", ".join(list(unreadable)[:10])
         found.append(f"{len(unreadable)} image(s) could not be read and were left out: {names}")
+    if not layout.classes:
+        found.append("no labels: the images are not in folders of classes; for tasks that need none")
     if layout.notes:
         found.append(f"{len(layout.notes)} file(s) that are no images were left aside: {', '.join(layout.notes[:10])}")
     transparent = sum(header.transparent for header in headers.values())

@@ -26,7 +26,8 @@ class Images:
 class Source:
     """A dataset as it was uploaded. `splits` has "train", and the others where the upload splits them off itself.
 
-    `classes`: names in label order. `details`: facts for the summary (JSON). `warnings`: sentences for the summary.
+    `classes`: names in label order; none where there are no labels, which then are all 0. `details`: facts for the
+    summary (JSON). `warnings`: sentences for the summary.
     """
 
     splits: dict[SplitName, Images]

@@ -33,9 +33,14 @@ def order_classes(source: Source, class_order: Sequence[str] | None) -> Source:
     """The source with its classes in the order of the model's outputs.
 
     `class_order` may name classes that the dataset has no images of (a model of many classes, a dataset of some); it
-    must name each that it has. Raises `DatasetUnsuitable` (fewer than two classes, one without training images) or
-    `DatasetMismatch` (the order).
+    must name each that it has. One without labels has no classes. Raises `DatasetUnsuitable` (fewer than two classes,
+    one without training images) or `DatasetMismatch` (the order).
     """
+    if not source.classes:
+        if class_order is None:
+            return source
+        fault = Fault("/preprocess/class_order", "the dataset has no labels", "no class_order")
+        raise DatasetMismatch("there are no classes to be ordered", faults=[fault])
     counts = torch.bincount(source.splits["train"].y, minlength=len(source.classes)).tolist()
     faults = [
         Fault(pointer("file", name), f"class {name!r} has no training images", "at least one image of each class")
@@ -43,8 +48,7 @@ def order_classes(source: Source, class_order: Sequence[str] | None) -> Source:
         if count == 0
     ]
     if len(source.classes) < 2:
-        found = f"only the class {source.classes[0]!r}" if source.classes else "no class"
-        faults.append(Fault("/file", f"{found} was found", "two classes or more"))
+        faults.append(Fault("/file", f"only the class {source.classes[0]!r} was found", "two classes or more"))
     if faults:
         raise DatasetUnsuitable("the dataset cannot train a classifier", faults=faults)
     if class_order is None:
@@ -150,15 +154,17 @@ def _stratified(
         positions = generator.permutation(np.flatnonzero(labels == label))
         counts = {name: max(1, math.floor(share * len(positions) + 0.5)) for name, share in shares.items()}
         if sum(counts.values()) >= len(positions):
-            message = f"class {classes[label]!r} has {len(positions)} images to share among train, {', '.join(shares)}"
-            faults.append(Fault(pointer("file", classes[label]), message, "more images, or smaller shares in /splits"))
+            whose = f"class {classes[label]!r} has" if classes else "there are"
+            message = f"{whose} {len(positions)} images to share among train, {', '.join(shares)}"
+            where = pointer("file", *classes[label : label + 1])
+            faults.append(Fault(where, message, "more images, or smaller shares in /splits"))
             continue
         for name, count in counts.items():
             chosen[name].append(positions[:count])
             positions = positions[count:]
         chosen["train"].append(positions)
     if faults:
-        raise DatasetUnsuitable("classes are too small to be split", faults=faults)
+        raise DatasetUnsuitable("there are too few images to be split", faults=faults)
     return {name: np.sort(np.concatenate(positions)) for name, positions in chosen.items()}
 
 

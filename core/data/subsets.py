@@ -21,8 +21,9 @@ def chosen_classes(source: Source, options: Splits) -> Source:
     named = getattr(options, field)
     if named is None:
         return source
+    expected = f"one of {_few(source.classes)}" if source.classes else "none: it has no labels"
     faults = [
-        Fault(pointer("splits", field, index), f"the dataset has no class {name!r}", f"one of {_few(source.classes)}")
+        Fault(pointer("splits", field, index), f"the dataset has no class {name!r}", expected)
         for index, name in enumerate(named)
         if name not in source.classes
     ]

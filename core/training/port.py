@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from core.graph.network import Network
@@ -16,11 +16,13 @@ SplitName = Literal["train", "validation", "test"]
 
 @dataclass(frozen=True)
 class Score:
-    """Of a network on one split. accuracy: top-1, 0-1. loss: mean cross-entropy, nats."""
+    """Of a network on one split. accuracy: 1 at best; of a classifier top-1, 0-1. loss: of a classifier mean
+    cross-entropy, nats. measures: what the task measures besides. See `core.tasks`."""
 
     accuracy: float
     loss: float
     images: int
+    measures: Mapping[str, float] = field(default_factory=dict)
 
     def better_than(self, other: Score) -> bool:
         """By accuracy, then by loss. Equal scores are not better: of two equal epochs the earlier one is kept."""

@@ -1,4 +1,4 @@
-"""The trainer: SGD on cross-entropy over a dataset in memory, resumable at every epoch.
+"""The trainer: gradient descent on a task's loss over a dataset, resumable at every epoch.
 
 On the CPU a training that was stopped at any point and resumed from its last checkpoint ends in the same bits as one
 that was not: order, augmentation and dropout of an epoch are drawn from (seed, label, epoch) alone, and weights and
@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.nn import functional
 
 from core.batch_size import inference_batch
 from core.data.datasets import Dataset
@@ -26,8 +25,9 @@ from core.graph.network import Network
 from core.progress import TRAINING_PASSES, Progress
 from core.report import Cost
 from core.state import State
+from core.tasks.classification import Classification
+from core.tasks.task import Figures, Task, joined
 from core.training.classifier import classifier_layers
-from core.training.losses import distils, training_loss
 from core.training.memory_format import images_channels_last, to_channels_last
 from core.training.mixing import mixed
 from core.training.optimizers import build_optimizer, load_optimizer, set_rate
@@ -64,7 +64,7 @@ class Trainer:
         device: where networks are put.
         seed: of the recipe.
         original_macs: of the original network, the unit of the progress.
-        teacher: whose answers `distill` is about: the original. A copy of it is made.
+        task: what training minimises and evaluation measures; classification, where none is given.
         prefix: in front of the names of events and of the parts of the progress; no number depends on it.
         clock: seconds; only `seconds` in events and ledger and the times of checkpoints depend on it.
     """
@@ -79,7 +79,7 @@ class Trainer:
         original_macs: int,
         emit: Emit,
         progress: Progress,
-        teacher: Network | None = None,
+        task: Task | None = None,
         prefix: str = "",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -91,8 +91,7 @@ class Trainer:
         self._emit = emit
         self._progress = progress
         self._prefix = prefix
-        self._original = teacher
-        self._teacher: Network | None = None
+        self.task = Classification() if task is None else task
         self._clock = clock
 
     def fit(
@@ -168,6 +167,7 @@ class Trainer:
                 "train_accuracy": accuracy,
                 "validation_accuracy": score.accuracy,
                 "validation_loss": score.loss,
+                **({"validation_measures": dict(score.measures)} if score.measures else {}),
                 "lr": rate,
                 "seconds": seconds,
                 "images": images,
@@ -205,22 +205,25 @@ class Trainer:
         return FitResult(fit.epochs, score, kept["epoch"], fit.cost.model_copy(update=used))
 
     def evaluate(self, network: Network, split: SplitName, *, macs: int | None = None) -> Score:
-        """Accuracy and loss on a split, in eval mode, without gradients, on the logits.
+        """Accuracy and loss on a split. `macs`: of the network, if the caller knows them."""
+        return self.task.score(self.figures(network, split, macs=macs))
+
+    def figures(self, network: Network, split: SplitName, *, macs: int | None = None) -> Figures:
+        """What the task sees of a split, in eval mode, without gradients.
 
         `macs`: of the network, if the caller knows them (only the progress needs them).
         """
         macs = count(network).macs if macs is None else macs
         network.to(self._device)
         network.eval()
-        loss, correct = 0.0, 0
+        found: list[Figures] = []
         with torch.inference_mode():
             for images, labels in self._dataset.batches(split, inference_batch(network), device=self._device):
-                logits = class_logits(network, images_channels_last(images, self._dataset.options.layout))
-                loss += functional.cross_entropy(logits, labels, reduction="sum").item()
-                correct += int((logits.argmax(1) == labels).sum())
+                images = images_channels_last(images, self._dataset.options.layout)
+                wanted = self.task.wanted(images, labels)
+                found.append(self.task.figures(self.task.outputs(network, images), wanted))
                 self._progress.advance(len(labels) * macs / self._original_macs)
-        images_in_all = len(self._dataset.splits[split])
-        return Score(correct / images_in_all, loss / images_in_all, images_in_all)
+        return joined(found)
 
     def recalibrate(self, network: Network, *, label: str) -> int:
         """BatchNorm statistics from `sample`."""
@@ -266,7 +269,7 @@ class Trainer:
         steps = self._dataset.batch_count("train", training.batch_size)
         losses = torch.zeros(steps, device=self._device)
         loss_sum = torch.zeros((), dtype=torch.float64, device=self._device)
-        correct = torch.zeros((), dtype=torch.int64, device=self._device)
+        found: list[Figures] = []
         rates: list[float] = []
         layout = self._dataset.options.layout
         for parameter in (frozen := _frozen(network, training)):
@@ -287,8 +290,8 @@ class Trainer:
             optimizer.zero_grad(set_to_none=True)
             mix = mixed(images, labels, training.augment, seed=derived_seed(seed, f"mix/{epoch}/{step}"), layout=layout)
             images = images_channels_last(mix.images if mix else images, layout)
-            logits = class_logits(network, images)
-            loss = training_loss(logits, labels, training, mix=mix, teacher=self._answers(images, training))
+            wanted = self.task.wanted(images, labels, training)
+            loss, figures = self.task.loss(self.task.outputs(network, images), wanted, training, mix)
             losses[step] = loss.detach()
             # every loss is looked at, but on an accelerator not one by one: that would wait for it at each step
             if self._device.type == "cpu" or step % _LOSS_CHECK_STEPS == _LOSS_CHECK_STEPS - 1 or step == steps - 1:
@@ -298,26 +301,14 @@ class Trainer:
                 torch.nn.utils.clip_grad_norm_(network.parameters(), training.clip_norm)
             optimizer.step()
             loss_sum += loss.detach().double() * len(labels)
-            correct += (logits.detach().argmax(1) == labels).sum()
+            found.append(figures)
             if on_batch is not None:
                 on_batch(network)
             self._progress.advance(TRAINING_PASSES * len(labels) * macs / self._original_macs)
         for parameter in frozen:
             parameter.requires_grad_(True)
         images_in_all = len(self._dataset.splits["train"])
-        return rates[0], loss_sum.item() / images_in_all, correct.item() / images_in_all
-
-    def _answers(self, images: torch.Tensor, training: Training) -> torch.Tensor | None:
-        """The teacher's logits, where the training wants them."""
-        if not distils(training):
-            return None
-        if self._teacher is None:
-            if self._original is None:
-                raise ValueError("distill needs a teacher")
-            self._teacher = self._original.clone().to(self._device).eval()
-            to_channels_last(self._teacher)
-        with torch.no_grad():
-            return class_logits(self._teacher, images)
+        return rates[0], loss_sum.item() / images_in_all, self.task.accuracy(joined(found))
 
 
 def _frozen(network: Network, training: Training) -> list[torch.nn.Parameter]:
@@ -326,26 +317,6 @@ def _frozen(network: Network, training: Training) -> list[torch.nn.Parameter]:
         return []
     layers = network.layers()
     return [item for name in classifier_layers(network) for item in layers[name].parameters()]
-
-
-def class_logits(network: Network, images: torch.Tensor) -> torch.Tensor:
-    """The first output in front of a final Softmax, for model input `images` (B, ...), as (B, classes).
-
-    Raises `RecipeInvalid` where a batch is too small for a BatchNorm in training mode.
-    """
-    try:
-        outputs = network.logits(images)
-    except ValueError as error:
-        if "more than 1 value per channel" not in str(error):
-            raise
-        fault = Fault(
-            "/training/batch_size",
-            f"a batch of {len(images)} image(s) leaves BatchNorm one value per channel",
-            "a batch_size of at least 2, and at least 2 training images",
-        )
-        raise RecipeInvalid("batches are too small for the network's BatchNorm", faults=[fault]) from None
-    logits: torch.Tensor = outputs[0] if isinstance(outputs, tuple | list) else outputs
-    return logits.flatten(1)  # (B, classes, 1, 1) where the network ends in a convolution
 
 
 def _check_losses(losses: torch.Tensor, rates: list[float], *, label: str, epoch: int) -> None:

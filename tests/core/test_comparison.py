@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from torch import nn
 
-from core.comparison import doubts, measure, output_kind, paired_difference, ratios, requirement_results, sample_inputs
+from core.comparison import doubts, measure, output_kind, ratios, requirement_results, sample_inputs
 from core.graph.architectures import build
 from core.graph.export import write_onnx
 from core.graph.lowering import trace
 from core.measure.memory import MemoryNotMeasured
-from core.recipe import Requirements
+from core.recipe import MEASURES, Requirements
 from core.report import Latency, Memory, SplitScore, Variant
+from core.tasks import Classification
 from tests.core.fakes import Events, small_dataset
 
 
@@ -41,19 +40,6 @@ def variant(*, accuracy: float = 0.98, images: int = 100, **changes: Any) -> Var
         "file_bytes": 4000, "opset": 17, "sha256": "0" * 64, "latency": [latency(2.0)], "memory": memory(5000),
     }  # fmt: skip
     return Variant(**(fields | changes))
-
-
-def test_a_difference_of_answers_to_the_same_images() -> None:
-    """By hand: of 100 images 90 both, 6 only we, 2 only they, 2 nobody."""
-    ours = np.array([True] * 96 + [False] * 4)
-    theirs = np.array([True] * 90 + [False] * 6 + [True] * 2 + [False] * 2)
-    middle, low, high = paired_difference(ours, theirs)
-    assert middle == pytest.approx(0.04)
-    centre, spread = 4 / 102, 1.96 * math.sqrt(9 - 16 / 102) / 102
-    assert (low, high) == pytest.approx((centre - spread, centre + spread))
-    assert low < 0 < high
-    middle, low, high = paired_difference(ours, ours)  # nobody differs: still no certainty
-    assert (middle, low < 0 < high) == (0, True)
 
 
 def test_ratios_are_pruned_over_original() -> None:
@@ -129,9 +115,16 @@ def test_requirements_are_compared_as_written(requirements: Requirements, passed
 
 def test_every_requirement_has_something_to_be_measured_by() -> None:
     everything = Requirements(**dict.fromkeys(Requirements.model_fields, "<= 1"))
-    results = requirement_results(everything, variant(), variant())
+    names = [name for names in MEASURES.values() for name in names]
+    score = SplitScore(images=100, accuracy=0.98, loss=0.1, measures=dict.fromkeys(names, 0.5))
+    results = requirement_results(everything, variant(), variant(test=score))
     assert [result.name for result in results] == list(Requirements.model_fields)
     assert all(result.passed for result in results)
+
+
+def test_a_measure_of_another_task_is_not_passed() -> None:
+    (result,) = requirement_results(Requirements(cosine=">= 0.9"), variant(), variant())
+    assert (result.passed, result.measured, result.note) == (False, None, "not measured in this task")
 
 
 def test_doubts_are_told() -> None:
@@ -142,7 +135,7 @@ def test_doubts_are_told() -> None:
         "latency",
         "the pruned network is not faster",
     ]
-    assert "1.00 points" in doubts(restless)[2]
+    assert "1.00 %" in doubts(restless)[2]
 
 
 def test_sample_inputs_go_round_where_images_are_few() -> None:
@@ -170,10 +163,8 @@ def test_a_memory_that_is_not_measured_loses_nothing_else(tmp_path: Path, monkey
     write_onnx(network, tmp_path / "a.onnx", opset=13)
     names = ("original", "pruned")
     events = Events()
-    variants, _ = measure(
-        dict.fromkeys(names, tmp_path / "a.onnx"), dict.fromkeys(names, network), small_dataset(), device="cpu",
-        threads=1, emit=events,
-    )  # fmt: skip
+    files, networks = dict.fromkeys(names, tmp_path / "a.onnx"), dict.fromkeys(names, network)
+    variants, _ = measure(files, networks, small_dataset(), task=Classification(), device="cpu", threads=1, emit=events)
     assert [variants[name].memory for name in names] == [None, None]
     assert [variants[name].opset for name in names] == [13, 13]
     assert "no ratio of peak memory: not measured: the measuring process failed" in doubts(variants)

@@ -6,7 +6,6 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -27,9 +26,10 @@ from core.progress import Progress
 from core.recipe import parse_recipe
 from core.report import Check, Report
 from core.report_markdown import to_markdown
+from core.tasks import Classification
 from core.training.trainer import Trainer
 from core.training_settings import Distill, MultistepSchedule, Sgd, Training
-from tests.core.fakes import Dying, Events, Killed, empty_state, no_memory, small_dataset
+from tests.core.fakes import Dying, Events, Killed, empty_state, no_memory
 
 DIGITS = DatasetInput(path=None, sha256=None, format="digits")
 STEP = {
@@ -196,9 +196,12 @@ def test_scratch_does_not_learn_from_the_original() -> None:
 
 
 def test_a_control_at_chance_is_doubted() -> None:
-    data = small_dataset(images=400)  # 200 test images of four classes
-    right = {"good": np.arange(200) < 120, "bad": np.arange(200) < 55}
-    (told,) = doubted_controls(["good", "bad"], right, data)
+    labels = torch.arange(200) % 4
+    seen = {
+        name: {"label": labels, "predicted": torch.where(torch.arange(200) < right, labels, labels + 1)}
+        for name, right in (("good", 120), ("bad", 55))
+    }
+    (told,) = doubted_controls(["good", "bad"], seen, Classification())
     assert "the control bad is no better than guessing" in told
 
 

@@ -90,7 +90,19 @@ def test_one_number_stands_for_all_channels() -> None:
          "an integer"),
         ({"steps": [STEP], "seed": -1}, "/seed", "the number -1 is out of range", "at least 0"),
         ({"steps": [STEP], "name": "x" * 300}, "/name", "300 characters are too many", "at most 200 characters"),
-        ({"steps": [STEP], "task": "x"}, "/task", "the text 'x' is not one of what may be here", "'classification'"),
+        ({"steps": [STEP], "task": "x"}, "/task", "the text 'x' is not one of what may be here",
+         "'classification', 'reconstruction' or 'imitation'"),
+        ({"steps": [STEP], "task": "imitation", "training": {"distill": {}, "label_smoothing": 0.1},
+          "baselines": ["unpruned"], "requirements": {"ssim": ">= 0.9"}, "reconstruction": {"ssim_weight": 1.0}},
+         "", "label_smoothing is for classification, not for imitation; distill is for classification, not for "
+         "imitation; reconstruction is for task: reconstruction, not for imitation; the baseline unpruned of task: "
+         "imitation would be the original imitating itself; the requirement ssim is not measured in task: imitation",
+         None),
+        ({"steps": [STEP | {"fine_tune": {"augment": {"noise": 0.1}}}], "task": "reconstruction"}, "",
+         "augment.noise is not for reconstruction: the image that is wanted back would be as damaged as the one that "
+         "is given", None),
+        ({"steps": [STEP], "requirements": {"cosine": ">= 0.9"}}, "",
+         "the requirement cosine is not measured in task: classification", None),
         ({"steps": [STEP], "requirements": {"accuracy": "3"}}, "/requirements/accuracy",
          "the text '3' is not of the form that is needed", 'a comparison and a number, as "<= 0.01"'),
         ({"steps": [STEP], "export": {"opsett": 1}}, "/export/opsett",

@@ -136,9 +136,9 @@ def report(report: Report) -> RenderableType:
     for column in ("original", "pruned", "change"):
         table.add_column(column, justify="right")
     for split in ("test", "validation"):
-        old, new = (_at(each, split, "accuracy") for each in (before, after))
-        if old is not None and new is not None:
-            table.add_row(f"accuracy, {split}", f"{old:.2%}", f"{new:.2%}", f"{100 * (new - old):+.2f} points")
+        for label, old, new in _scores(report, before, after, split):
+            if old is not None and new is not None:
+                table.add_row(label, f"{old:.2%}", f"{new:.2%}", f"{100 * (new - old):+.2f} points")
     for name, label in (("params", "parameters"), ("macs", "MACs"), ("filters", "filters")):
         _row(table, label, _at(before, name), _at(after, name), "{:,}".format)
     _row(table, "file", _at(before, "file_bytes"), _at(after, "file_bytes"), size)
@@ -165,6 +165,19 @@ def report(report: Report) -> RenderableType:
     if lines:
         parts.append(Text("\n" + "\n".join(lines)))
     return Group(*parts)
+
+
+MEASURES = {"top_5": "top-5 accuracy", "ssim": "SSIM", "l1": "L1", "relative_error": "relative error"}
+
+
+def _scores(report: Report, before: Any, after: Any, split: str) -> list[tuple[str, Any, Any]]:
+    """What the task measures: of a classifier its accuracy first, else only what is measured in its place."""
+    classifies = _at(report.raw, "recipe", "task") in (None, "classification")
+    found = [(f"accuracy, {split}", *(_at(each, split, "accuracy") for each in (before, after)))] if classifies else []
+    for name in _at(before, split, "measures") or {}:
+        values = (_at(each, split, "measures", name) for each in (before, after))
+        found.append((f"{MEASURES.get(name, name)}, {split}", *values))
+    return found
 
 
 def _controls(report: Report, controls: Sequence[Mapping[str, Any]]) -> Table:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from core.data import image_folder
 from core.data.datasets import Dataset
-from core.errors import DatasetTooLarge, DatasetUnreadable, DatasetUnsuitable
+from core.errors import DatasetRefused, DatasetTooLarge, DatasetUnreadable, DatasetUnsuitable
 
 Load = Callable[..., Dataset]
 Zip = Callable[[dict[str, bytes]], Path]
@@ -156,15 +156,48 @@ def refusal(load: Load, path: Path, kind: type[Exception], **preprocess: Any) ->
     return [(fault.pointer, fault.message) for fault in caught.value.faults]  # type: ignore[attr-defined]
 
 
-def test_one_class_is_refused(load: Load, make_zip: Zip, class_files: ClassFiles) -> None:
-    faults = refusal(load, make_zip(class_files(cat=5)), DatasetUnsuitable)
-    assert faults == [("/file", "only the class folder 'cat' was found")]
+@pytest.mark.parametrize("folder", ["", "cat/", "data/cat/"])
+@pytest.mark.parametrize("splits", [("",), ("train/", "test/")])
+def test_images_in_no_folder_or_one_have_no_labels(
+    load: Load, make_zip: Zip, png: Callable[..., bytes], folder: str, splits: tuple[str, ...]
+) -> None:
+    files = {f"{split}{folder}{number}.png": png(100 * len(split) + number) for split in splits for number in range(10)}
+    data = load(make_zip(files), "image_folder")
+    assert data.classes == ()
+    summary = data.summary()
+    assert (summary["classes"], summary["images"]) == ([], 10 * len(splits))
+    assert all(split["per_class"] == {} for split in summary["splits"].values())
+    assert summary["splits"]["test"]["given"] == (len(splits) > 1)
+    assert any("no labels" in warning for warning in data.warnings)
+    found = {row.numpy().tobytes() for split in data.splits.values() for row in split.x}
+    assert found == {pixels_of(png).numpy().tobytes() for png in files.values()}
 
 
-def test_no_class_is_refused(load: Load, make_zip: Zip, png: Callable[..., bytes]) -> None:
+def test_no_images_are_refused(load: Load, make_zip: Zip) -> None:
     assert ("/file", "no class folder was found") in refusal(load, make_zip({}), DatasetUnsuitable)
-    faults = refusal(load, make_zip({"1.png": png(1), "2.png": png(2)}), DatasetUnsuitable)
+
+
+def test_images_beside_class_folders_are_refused(
+    load: Load, make_zip: Zip, png: Callable[..., bytes], class_files: ClassFiles
+) -> None:
+    faults = refusal(load, make_zip({**class_files(cat=5), "1.png": png(1)}), DatasetUnsuitable)
     assert ("/file/1.png", "not in a class folder") in faults
+
+
+@pytest.mark.parametrize("field", ["classes", "holdout_classes", "class_order"])
+def test_classes_of_images_without_labels_are_refused(
+    load: Load, make_zip: Zip, png: Callable[..., bytes], field: str
+) -> None:
+    file = make_zip({f"{number}.png": png(number) for number in range(10)})
+    options = {field: ["a", "b"]} if field == "class_order" else {"splits": {field: ["a", "b"]}}
+    with pytest.raises(DatasetRefused) as refused:
+        load(file, "image_folder", **options)
+    assert "no labels" in str(refused.value.faults[0])
+
+
+def test_too_few_images_without_labels(load: Load, make_zip: Zip, png: Callable[..., bytes]) -> None:
+    faults = refusal(load, make_zip({"1.png": png(1), "2.png": png(2)}), DatasetUnsuitable)
+    assert faults == [("/file", "there are 2 images to share among train, test, validation")]
 
 
 def test_empty_class_folders_are_refused_all_at_once(load: Load, make_zip: Zip, class_files: ClassFiles) -> None:

@@ -10,7 +10,9 @@ from torch.nn import functional
 
 from core.data.datasets import Dataset, load_dataset
 from core.job import DatasetInput
-from core.measure.accuracy import OutputKind, score_file
+from core.measure.accuracy import score_file
+from core.tasks.classification import right
+from core.tasks.task import OutputKind
 
 MakeFile = Callable[..., Path]
 
@@ -42,11 +44,13 @@ def expected(digits: Dataset, weight: np.ndarray) -> tuple[float, float]:
 def test_scores_are_torch_s(
     digits: Dataset, weight: np.ndarray, linear_file: MakeFile, batch: int | str, end: str | None, output: OutputKind
 ) -> None:
-    score, right = score_file(linear_file(weight, batch=batch, end=end), digits, "test", batch_size=100, output=output)
+    score, figures = score_file(
+        linear_file(weight, batch=batch, end=end), digits, "test", batch_size=100, output=output
+    )
     accuracy, loss = expected(digits, weight)
     assert accuracy > 0.5
-    assert score.images == len(right) == 359
-    assert right.mean() == score.accuracy
+    assert score.images == len(figures["label"]) == 359
+    assert right(figures).double().mean() == score.accuracy
     assert score.accuracy == pytest.approx(accuracy)
     assert score.loss == pytest.approx(loss, rel=1e-5)
 
@@ -61,8 +65,8 @@ def test_a_saturated_softmax_has_a_finite_loss(digits: Dataset, weight: np.ndarr
 def test_some_images_of_a_split(digits: Dataset, weight: np.ndarray, linear_file: MakeFile) -> None:
     """The same ones each time, whatever the size of batches."""
     file = linear_file(weight)
-    few, right = score_file(file, digits, "train", batch_size=50, most=120)
-    assert (few.images, len(right)) == (120, 120)
+    few, figures = score_file(file, digits, "train", batch_size=50, most=120)
+    assert (few.images, len(figures["label"])) == (120, 120)
     again, _ = score_file(file, digits, "train", batch_size=50, most=120)
     assert again == few
     everything = score_file(file, digits, "train", batch_size=50)

@@ -18,6 +18,7 @@ from core.graph.lowering import trace
 from core.graph.network import Network
 from core.progress import Progress
 from core.state import State
+from core.tasks import Classification
 from core.training.classifier import classifier_layers
 from core.training.losses import distillation, training_loss
 from core.training.port import FitResult
@@ -51,7 +52,7 @@ def fit(
 ) -> FitResult:
     events = Events() if events is None else events
     made = Trainer(data, training=training, device=torch.device("cpu"), seed=0, original_macs=1, emit=events,
-                   progress=Progress(events), teacher=teacher)  # fmt: skip
+                   progress=Progress(events), task=Classification(teacher))  # fmt: skip
     return made.fit(network, training=training, epochs=epochs, label="train", state=state)
 
 

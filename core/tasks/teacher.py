@@ -1,0 +1,32 @@
+"""The original, asked what it says to a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from core.graph.network import Network
+from core.training.memory_format import to_channels_last
+
+
+class Teacher:
+    """A copy of `original` in eval mode on `device`, made when it is first asked."""
+
+    def __init__(self, original: Network, device: torch.device) -> None:
+        self._original = original
+        self._device = device
+        self._copy: Network | None = None
+
+    @property
+    def network(self) -> Network:
+        if self._copy is None:
+            self._copy = self._original.clone().to(self._device).eval()
+            to_channels_last(self._copy)
+        return self._copy
+
+    def ask(self, answer: Callable[[Network, Tensor], tuple[Tensor, ...]], images: Tensor) -> tuple[Tensor, ...]:
+        """`answer(network, images)`, without gradients."""
+        with torch.no_grad():
+            return answer(self.network, images)
