@@ -37,11 +37,11 @@ SIZE = (64, 192)
 LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.,:-/%"
 HEADING = """# A text detector without labels
 
-Made by `{command}`. PP-OCRv6's detector (rapidocr 3.10.0), {params:,} parameters; {train} images of text for
-training, {validation} for validation, {test} for the test, {height}×{width}, drawn by Pillow: a flat folder without labels.
-The steps remove filters until {target:.0%} of the MACs are left; `random` has the same widths, its units chosen by
-chance, and the same training. The relative error is √(Σ(y − t)² / Σt²) of what the file says, y, and what the original
-says, t, over all test images, in ONNX Runtime. {machine}; {minutes:.0f} minutes.
+Made by `{command}`. PP-OCRv6's detector (rapidocr 3.10.0), {params:,} parameters; {train} images of
+text for training, {validation} for validation, {test} for the test, {height}×{width}, drawn by Pillow: a flat folder
+without labels. The steps remove filters until {target:.0%} of the MACs are left; `random` has the same widths, its
+units chosen by chance, and the same training. The relative error is √(Σ(y − t)² / Σt²) of what the file says, y, and
+what the original says, t, over all test images, in ONNX Runtime. {machine}; {minutes:.0f} minutes.
 
 """
 

@@ -54,6 +54,17 @@ def test_the_last_epoch_is_not_taken_for_the_best(display: ProgressDisplay, show
     ]
 
 
+def test_an_imitation_has_an_error_and_no_accuracy(display: ProgressDisplay, shown: io.StringIO) -> None:
+    for number, error in enumerate((0.2, 0.1, 0.15), 1):
+        body = {"epoch": number, "validation_accuracy": 1 - error, "validation_measures": {"relative_error": error}}
+        display.show_job(job(), [Event(1, f"fine_tune/0/epoch/{number}", body, NOW)])
+    assert shown.getvalue().splitlines() == [
+        "fine_tune, last epoch 1, validation relative error 0.2000",
+        "fine_tune, last epoch 2, validation relative error 0.1000",
+        "fine_tune, last epoch 3, validation relative error 0.1500, best so far 0.1000",
+    ]
+
+
 def test_an_upload_says_what_is_sent(display: ProgressDisplay, shown: io.StringIO) -> None:
     for fraction in (None, 0.25, 1.0):
         display.show_upload("dataset", "photos/", fraction)

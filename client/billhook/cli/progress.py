@@ -6,9 +6,9 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
@@ -17,7 +17,17 @@ from billhook.cli.tables import duration, percent
 from billhook.results import Event, Job
 
 _EPOCH = re.compile(r"(.+)/epoch/\d+")
+_MEASURES = {"relative_error": "relative error", "ssim": "SSIM"}
 LINE_SECONDS = 15.0
+
+
+def _told(epoch: Mapping[str, Any], accuracy: float) -> str:
+    """How good an epoch was, in the words of its task."""
+    measures = epoch.get("validation_measures")
+    for name, words in _MEASURES.items():
+        if isinstance(measures, dict) and isinstance(measures.get(name), (int, float)):
+            return f"{words} {measures[name]:.4f}"
+    return f"accuracy {accuracy:.2%}"
 
 
 class ProgressDisplay:
@@ -25,7 +35,7 @@ class ProgressDisplay:
 
     def __init__(self, console: Console, *, quiet: bool = False) -> None:
         self._console = console
-        self._training, self._best, self._accuracy = "", 0.0, ""
+        self._training, self._best, self._accuracy = "", (0.0, ""), ""
         self._fraction: float | None = None
         self._last_line: tuple[str, float] = ("", 0.0)
         self._quiet = quiet
@@ -67,11 +77,12 @@ class ProgressDisplay:
             epoch, accuracy = _EPOCH.fullmatch(event.name), event.body.get("validation_accuracy")
             if epoch is None or not isinstance(accuracy, (int, float)):
                 continue
-            self._best = max(accuracy, self._best) if epoch[1] == self._training else accuracy
+            scored = (accuracy, _told(event.body, accuracy))
+            self._best = max(scored, self._best) if epoch[1] == self._training else scored
             self._training = epoch[1]
-            self._accuracy = f"last epoch {event.body.get('epoch', '?')}, validation accuracy {accuracy:.2%}"
-            if self._best > accuracy:
-                self._accuracy += f", best so far {self._best:.2%}"
+            self._accuracy = f"last epoch {event.body.get('epoch', '?')}, validation {scored[1]}"
+            if self._best[0] > accuracy:
+                self._accuracy += f", best so far {self._best[1].rpartition(' ')[2]}"
         what = (job.stage or job.state) if job.state == "running" else job.state
         eta = f"{duration(job.eta_seconds)} left" if job.eta_seconds is not None and not job.over else ""
         if job.progress is not None:
