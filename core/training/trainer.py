@@ -1,4 +1,4 @@
-"""The trainer: SGD on cross-entropy over a dataset in memory, resumable at every epoch.
+"""The trainer: SGD on cross-entropy over a dataset, resumable at every epoch.
 
 On the CPU a training that was stopped at any point and resumed from its last checkpoint ends in the same bits as one
 that was not: order, augmentation and dropout of an epoch are drawn from (seed, label, epoch) alone, and weights and
