@@ -39,8 +39,8 @@ MEMORY_NOISE = 0.1
 
 def sample_inputs(dataset: Dataset, split: SplitName, images: int) -> Tensor:
     """Exactly `images` model inputs (images, ...) from the front of a split, over again where it has fewer."""
-    x = dataset.splits[split].x
-    return dataset.preprocess(x[torch.arange(images) % len(x)])
+    rows = dataset.splits[split].rows
+    return dataset.preprocess(rows.take(torch.arange(images) % len(rows)))
 
 
 def output_kind(network: Network) -> OutputKind:

@@ -5,11 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from core.data.datasets import load_dataset
+from core.devices import torch_settings
 from core.graph.description import describe
 from core.graph.importers import load
 from core.graph.network import TensorSpec
-from core.job import DatasetInput, ModelInput
+from core.job import DatasetCheck, ModelInput
 from core.state import write_atomically
 
 
@@ -39,9 +42,11 @@ def inspect_model(model: ModelInput, out: Path | None = None) -> dict[str, Any]:
     }
 
 
-def inspect_dataset(dataset: DatasetInput) -> dict[str, Any]:
-    """Counts per split and class, shape, classes, hashes, as JSON. Raises `DatasetRefused`."""
-    return load_dataset(dataset).summary()
+def inspect_dataset(check: DatasetCheck, folder: Path | None = None) -> dict[str, Any]:
+    """Counts per split and class, shape, classes, hashes, as JSON. Images that do not fit memory go to `folder`
+    meanwhile. Raises `DatasetRefused`."""
+    with torch_settings(torch.device("cpu"), check.threads):
+        return load_dataset(check.dataset, check.room, folder).summary()
 
 
 def tensor_json(spec: TensorSpec) -> dict[str, Any]:

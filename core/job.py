@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -122,6 +123,29 @@ class DatasetInput(_Record):
     options: DatasetOptions = DatasetOptions()
 
 
+def _half_of_memory() -> int:
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+
+
+class Room(_Record):
+    """What the images of a dataset may take, as uint8 (float32 where that would round), all splits together. What fits
+    `memory_bytes` is held in memory, what does not is stored on disk and streamed: no number depends on it.
+
+    `disk_bytes`: None = what is free on the disk.
+    """
+
+    memory_bytes: int = Field(default_factory=_half_of_memory, ge=0, description="default: half of the machine's")
+    disk_bytes: int | None = Field(None, ge=0)
+
+
+class DatasetCheck(_Record):
+    """All that the check of an uploaded dataset needs."""
+
+    dataset: DatasetInput
+    room: Room = Room()
+    threads: int | None = Field(None, ge=1, description="torch threads; None = all cores")
+
+
 class JobInputs(_Record):
     """All that `core.pipeline.run` needs. `requirements` are the job's own; they override the recipe's by field."""
 
@@ -130,4 +154,5 @@ class JobInputs(_Record):
     recipe: Recipe
     requirements: Requirements = Requirements()
     device: str = Field("cpu", pattern=r"^(cpu|cuda:\d+)$")
+    room: Room = Room()
     threads: int | None = Field(None, ge=1, description="torch threads; None = all cores")

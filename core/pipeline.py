@@ -147,7 +147,7 @@ class _Job:
         self.emit("import/start", model=self.inputs.model.sha256, dataset=self.inputs.datasets[0].sha256)
         self.progress.begin("import", "import")
         network = load(self.inputs.model)
-        dataset = load_dataset(self.inputs.datasets[0])
+        dataset = load_dataset(self.inputs.datasets[0], self.inputs.room, self.workdir / "images")
         dataset = check_fits(dataset, network.inputs, network.known_outputs(), self.recipe.task)
         if network.input_shapes[0] != dataset.input_shape:
             # the upload leaves height or width open: counts and latency are those at the dataset's size

@@ -82,6 +82,12 @@ class Settings(BaseSettings):
     )
     inspect_seconds_limit: int = Field(300, ge=1, description="longest check of an uploaded model or dataset")
     memory_limit_bytes: int = Field(16 * GIB, ge=2**28, description="resident memory of a child and its descendants")
+    dataset_memory_bytes: int | None = Field(
+        None,
+        ge=0,
+        description="how much of a child's memory the images of a dataset may take; what takes more is stored in its "
+        "work folder and streamed. Unset = half of BILLHOOK_MEMORY_LIMIT_BYTES",
+    )
     disk_limit_bytes: int = Field(20 * GIB, ge=2**20, description="bytes that a child may leave in its work folder")
     open_files_limit: int = Field(1_024, ge=64, description="open files of a child")
     cancel_grace_seconds: float = Field(10, ge=0, description="from asking a child to stop until it is killed")
@@ -115,6 +121,12 @@ class Settings(BaseSettings):
     def _heartbeat_within_lease(self) -> Settings:
         if self.heartbeat_seconds * 2 > self.lease_seconds:
             raise ValueError("heartbeat_seconds must be at most half of lease_seconds, or one late beat loses the job")
+        return self
+
+    @model_validator(mode="after")
+    def _images_within_memory(self) -> Settings:
+        if self.dataset_memory_bytes is not None and self.dataset_memory_bytes > self.memory_limit_bytes:
+            raise ValueError("dataset_memory_bytes must be at most memory_limit_bytes, of which it is a part")
         return self
 
     @property

@@ -155,12 +155,15 @@ class RunningAttempt:
                 select(Artifact).where(Artifact.job_id == job.id, Artifact.kind == "checkpoint")
             ).one_or_none()
             session.expunge_all()  # no transaction is held while files are fetched
+        uploaded = fetch_model(self._context, model, self._workdir)
+        fetched = tuple(fetch_dataset(self._context, dataset, self._workdir) for dataset in datasets)
         inputs = JobInputs(
-            model=fetch_model(self._context, model, self._workdir),
-            datasets=tuple(fetch_dataset(self._context, dataset, self._workdir) for dataset in datasets),
+            model=uploaded,
+            datasets=fetched,
             recipe=Recipe.model_validate(job.recipe),
             requirements=Requirements.model_validate(job.requirements),
             device="cpu" if self._gpu is None else "cuda:0",  # the one that its child sees
+            room=self._context.room(self._workdir),
             threads=self._context.settings.threads,
         )
         if checkpoint is not None and CHECKPOINT_NAME.fullmatch(checkpoint.name):

@@ -35,7 +35,7 @@ from typing import Any
 
 from core.errors import BillhookError
 from core.events import Emit, jsonable
-from core.job import DatasetInput, JobInputs, ModelInput
+from core.job import DatasetCheck, JobInputs, ModelInput
 
 PR_SET_PDEATHSIG = 1
 Operation = Callable[[Path, Emit], Mapping[str, Any]]
@@ -63,7 +63,8 @@ def inspect_dataset(workdir: Path, emit: Emit) -> Mapping[str, Any]:
     """The summary of an uploaded dataset. Raises what makes it unusable."""
     from core import inspection
 
-    return inspection.inspect_dataset(DatasetInput.model_validate_json((workdir / "job.json").read_bytes()))
+    check = DatasetCheck.model_validate_json((workdir / "job.json").read_bytes())
+    return inspection.inspect_dataset(check, workdir / "images")
 
 
 OPERATIONS: Mapping[str, Operation] = {

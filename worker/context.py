@@ -12,12 +12,17 @@ from pathlib import Path
 from sqlalchemy import Engine
 
 from core.errors import DeviceUnavailable
+from core.job import Room
 from store.artifacts import ArtifactStore
 from store.database import connect
 from store.settings import Settings
 from worker.guard import Limits
 from worker.supervisor import CHILD, Ended
 
+MEMORY_SHARE = 0.5
+"""Of a child's memory, for the images of its dataset; the rest is torch's and the network's."""
+DISK_SHARE = 0.75
+"""Of what the inputs leave of a child's disk, for images that do not fit memory; the rest is for its other files."""
 STOP_SECONDS = 0.5
 AWAY_SECONDS = 45.0
 
@@ -60,6 +65,15 @@ class Context:
             disk_bytes=self.settings.disk_limit_bytes,
             open_files=self.settings.open_files_limit,
             grace_seconds=self.settings.cancel_grace_seconds,
+        )
+
+    def room(self, workdir: Path) -> Room:
+        """What a dataset may take of the memory and disk of the child that works in `workdir`, its inputs there."""
+        memory = self.settings.dataset_memory_bytes
+        inputs = sum(file.stat().st_size for file in (workdir / "inputs").iterdir())
+        return Room(
+            memory_bytes=int(self.settings.memory_limit_bytes * MEMORY_SHARE) if memory is None else memory,
+            disk_bytes=int(max(0, self.settings.disk_limit_bytes - inputs) * DISK_SHARE),
         )
 
     def device_for(self, wanted: str) -> tuple[str, int | None]:

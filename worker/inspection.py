@@ -8,7 +8,7 @@ from pathlib import Path
 import structlog
 from sqlalchemy.orm import Session
 
-from core.job import DatasetInput, ModelInput
+from core.job import DatasetCheck, ModelInput
 from store import uploads
 from store.database import reading, transaction
 from store.errors import ArtifactCorrupt, ArtifactMissing, LeaseLost, StorageUnavailable
@@ -55,11 +55,12 @@ def _check(context: Context, check: Check, heart: Heart) -> None:
         if subject is None:
             log.info("nothing to do", subject=check.subject_id, state="deleted")
             return
-        inputs: ModelInput | DatasetInput
+        inputs: ModelInput | DatasetCheck
         if isinstance(subject, Model):
             inputs = fetch_model(context, subject, workdir)
         else:
-            inputs = fetch_dataset(context, subject, workdir)
+            dataset = fetch_dataset(context, subject, workdir)
+            inputs = DatasetCheck(dataset=dataset, room=context.room(workdir), threads=context.settings.threads)
         (workdir / "job.json").write_text(inputs.model_dump_json(), encoding="utf-8")
         ended = supervise(
             f"inspect_{check.kind}", workdir, context.limits(context.settings.inspect_seconds_limit),

@@ -10,6 +10,7 @@ import os
 import re
 import stat
 import struct
+import threading
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -43,6 +44,7 @@ _END = struct.Struct("<4s4H2LH")  # end of central directory
 _END64_LOCATOR = struct.Struct("<4sLQL")
 _END64 = struct.Struct("<4sQ2H2L4Q")
 _DIRECTORY_BYTES_PER_MEMBER = 1024  # 46 and the name; names of real files stay far below
+_opening = threading.Lock()  # zipfile counts the members that are open, but not atomically; its reads have a lock
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
@@ -65,10 +67,16 @@ def open_archive(path: Path, limits: Limits) -> Iterator[tuple[zipfile.ZipFile, 
 
 
 def read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
-    """The member's bytes, of the size that was checked. Raises `DatasetUnreadable` where they do not unpack to it."""
+    """The member's bytes, of the size that was checked. Several threads may do this with one archive: they unpack at
+    the same time. Raises `DatasetUnreadable` where they do not unpack to that size."""
     try:
-        with archive.open(member) as stream:
+        with _opening:
+            stream = archive.open(member)
+        try:
             return read_exactly(stream, member.file_size)
+        finally:
+            with _opening:
+                stream.close()
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, NotImplementedError, RuntimeError) as error:
         fault = Fault(pointer("file", member.filename), f"does not unpack: {error}", "an undamaged archive")
         raise DatasetUnreadable("a member of the archive is damaged", faults=[fault]) from None

@@ -1,4 +1,4 @@
-"""A dataset in memory: read once, split once, preprocessed batch by batch on the device.
+"""A dataset: read once, split once, held in memory or streamed from disk, preprocessed batch by batch on the device.
 
 `load_dataset` is the way in, `READERS` the formats. `core.data.fit.check_fits` holds a dataset against a model.
 """
@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,41 +19,49 @@ from core.data import augment as augmentation
 from core.data.batches import batch_bounds, epoch_order
 from core.data.digits import read_digits
 from core.data.npz import read_npz
-from core.data.pixels import to_grey
+from core.data.rows import Rows
+from core.data.shelf import Shelf
 from core.data.source import SPLIT_NAMES, Images, Source, SplitName
 from core.data.splits import content_sha256, find_overlaps, order_classes, split_source, unused_shares
 from core.data.subsets import chosen_classes
 from core.data.zips import read_zip
 from core.errors import DatasetMismatch
 from core.fit import Channels, per_channel_faults
-from core.job import DatasetFormat, DatasetInput, Preprocess
+from core.job import DatasetFormat, DatasetInput, Preprocess, Room
 from core.training_settings import Augmentation
 
 NOTHING = Augmentation()
-Reader = Callable[[Path | None, Preprocess], Source]
+Reader = Callable[[Path | None, Preprocess, Shelf], Source]
+
+
+def in_memory(read: Callable[[Path | None, Preprocess], Source]) -> Reader:
+    """A reader that knows no shelf: whatever it reads is held in memory."""
+    return lambda path, preprocess, _: read(path, preprocess)
+
+
 READERS: Mapping[DatasetFormat, Reader] = {
     "image_folder": read_zip,
     "npz": read_npz,
-    "digits": read_digits,
+    "digits": in_memory(read_digits),
 }
 
 
-@dataclass(frozen=True)
-class Split:
-    """One split, held in memory.
+class Split(Images):
+    """One split, in memory or on disk.
 
-    x: (N, C, H, W), uint8, or float32 in 0-255 where uint8 would round (see `Images`), already of the size that the
+    x (see `Images`): (N, C, H, W), uint8, or float32 in 0-255 where uint8 would round, already of the size that the
     model gets; y: int64 (N,), positions in `Dataset.classes`. `given`: split off by the upload itself.
     `index_sha256`: of the samples' positions in what was uploaded.
     """
 
-    x: Tensor
-    y: Tensor
-    given: bool
-    index_sha256: str
+    def __init__(self, x: Tensor | Rows, y: Tensor, given: bool, index_sha256: str) -> None:
+        super().__init__(x, y)
+        self.given = given
+        self.index_sha256 = index_sha256
 
-    def __len__(self) -> int:
-        return len(self.y)
+    def with_rows(self, rows: Rows) -> Split:
+        """The same split, its images changed."""
+        return Split(rows, self.y, self.given, self.index_sha256)
 
 
 @dataclass(frozen=True)
@@ -70,12 +79,11 @@ class Dataset:
     channels: Channels
     details: Mapping[str, Any]
     warnings: tuple[str, ...]
-    _on_device: dict[tuple[SplitName, str], Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of an image as held."""
-        _, channels, height, width = self.splits["train"].x.shape
+        _, channels, height, width = self.splits["train"].rows.shape
         return channels, height, width
 
     @property
@@ -86,16 +94,17 @@ class Dataset:
         return (channels, height, width) if self.options.layout == "NCHW" else (height, width, channels)
 
     def with_channels(self, channels: Channels) -> Dataset:
-        """The same dataset for a model that takes `channels`. RGB images are turned grey here, once."""
+        """The same dataset for a model that takes `channels`. RGB images are turned grey: here, once, where they are in
+        memory, else whenever they are read."""
         splits = dict(self.splits)
         if channels == "L" and self.image_shape[0] == 3:
-            splits = {name: dataclasses.replace(split, x=to_grey(split.x)) for name, split in splits.items()}
-        return dataclasses.replace(self, splits=splits, channels=channels, _on_device={})
+            splits = {name: split.with_rows(split.rows.grey()) for name, split in splits.items()}
+        return dataclasses.replace(self, splits=splits, channels=channels)
 
     def preprocess(self, batch: Tensor) -> Tensor:
         """The model's input: (x · scale − mean) / std, in the model's channels and layout, on the batch's device.
 
-        batch: (B, C, H, W) as held (`Split.x`). Returns float32 (B, C', H, W), or (B, H, W, C') for NHWC. `mean` and
+        batch: (B, C, H, W) as held (`Split.rows`). Returns float32 (B, C', H, W), or (B, H, W, C') for NHWC. `mean` and
         `std` are in the order of the model's channels. Raises `DatasetMismatch` where their lengths are wrong.
         """
         grey = batch.shape[1] == 1
@@ -121,24 +130,26 @@ class Dataset:
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """One epoch of (model input float32, labels int64) on `device`, at most `batch_size` images each.
 
-        Order and augmentation depend on (seed, epoch) alone; `start` skips that many batches of the epoch. The split is
-        copied to an accelerator once and batches are made there. Batches are evened out (see `batch_bounds`).
+        Order and augmentation depend on (seed, epoch) alone; `start` skips that many batches of the epoch. A split that
+        is held in memory is copied to an accelerator once and batches are made there; one on disk is read ahead. Either
+        way the batches are the same. They are evened out (see `batch_bounds`).
         """
         device = torch.device(device)
-        images, labels = self._held(split, device)
+        rows, labels = self.splits[split].rows, self.splits[split].y.to(device)
         order = epoch_order(len(labels), seed=seed, epoch=epoch, shuffle=shuffle)
-        draws = augmentation.draw(augment, len(labels), *images.shape[2:], seed=seed, epoch=epoch)
-        for first, last in batch_bounds(len(labels), batch_size)[start:]:
-            samples = order[first:last]
-            here = samples.to(device, non_blocking=True)
-            # in order, a slice is a view; gathering would copy
-            batch = images[here] if shuffle else images[first:last]
-            if draws is not None:
-                batch = augmentation.apply(batch, draws.take(samples, device))
-            if augment.noise:
-                generator = augmentation.seeded(seed, epoch, f"noise/{first}", device)
-                batch = augmentation.add_noise(batch, augment.noise, generator)
-            yield self.preprocess(batch), labels[here]
+        draws = augmentation.draw(augment, len(labels), *rows.shape[2:], seed=seed, epoch=epoch)
+        bounds = batch_bounds(len(labels), batch_size)[start:]
+        # in order, a slice is a view; gathering would copy
+        wanted = [order[first:last] if shuffle else slice(first, last) for first, last in bounds]
+        with closing(rows.batches(wanted, device)) as batches:
+            for (first, last), batch in zip(bounds, batches, strict=True):
+                samples = order[first:last]
+                if draws is not None:
+                    batch = augmentation.apply(batch, draws.take(samples, device))
+                if augment.noise:
+                    generator = augmentation.seeded(seed, epoch, f"noise/{first}", device)
+                    batch = augmentation.add_noise(batch, augment.noise, generator)
+                yield self.preprocess(batch), labels[samples.to(device, non_blocking=True)]
 
     def batch_count(self, split: SplitName, batch_size: int) -> int:
         """How many batches `batches` yields."""
@@ -155,14 +166,14 @@ class Dataset:
                 "per_class": dict(zip(self.classes, counts, strict=True)) if self.classes else {},
                 "given": split.given,
                 "index_sha256": split.index_sha256,
-                "content_sha256": content_sha256(split.x, split.y),
+                "content_sha256": content_sha256(split.rows, split.y),
             }
-        mean, std = _statistics(self.splits["train"].x)
+        mean, std = _statistics(self.splits["train"].rows)
         return {
             "images": sum(len(split) for split in self.splits.values()),
             "classes": list(self.classes),
             "image_shape": list(self.image_shape),
-            "dtype": str(self.splits["train"].x.dtype).removeprefix("torch."),
+            "dtype": str(self.splits["train"].rows.dtype).removeprefix("torch."),
             "mean": [value * self.options.scale for value in mean],
             "std": [value * self.options.scale for value in std],
             "splits": splits,
@@ -170,15 +181,6 @@ class Dataset:
             "warnings": list(self.warnings),
             **self.details,
         }
-
-    def _held(self, split: SplitName, device: torch.device) -> tuple[Tensor, Tensor]:
-        held = self.splits[split]
-        if device.type == "cpu":
-            return held.x, held.y
-        key = (split, str(device))
-        if key not in self._on_device:
-            self._on_device[key] = held.x.to(device)
-        return self._on_device[key], held.y.to(device)
 
     def _affine(self) -> tuple[Tensor, Tensor]:
         """factor and shift, each (1, C' or 1, 1, 1), with factor · x + shift = (x · scale − mean) / std."""
@@ -191,16 +193,22 @@ class Dataset:
         return (self.options.scale / std).float(), (-mean / std).float()
 
 
-def load_dataset(dataset: DatasetInput) -> Dataset:
-    """Read, check and split. Raises a subclass of `DatasetRefused` with every fault that was found."""
+def load_dataset(dataset: DatasetInput, room: Room | None = None, folder: Path | None = None) -> Dataset:
+    """Read, check and split. Raises a subclass of `DatasetRefused` with every fault that was found.
+
+    `room`: what it may take (default: `Room()`); where that is too little memory, its images are stored in `folder`
+    (default: where temporary files go) for as long as the dataset is used.
+    """
     preprocess = dataset.options.preprocess
-    source = READERS[dataset.format](dataset.path, preprocess)
+    source = READERS[dataset.format](dataset.path, preprocess, Shelf(room, folder))
     source = chosen_classes(source, dataset.options.splits)
     source = order_classes(source, preprocess.class_order)
     parts = split_source(source, dataset.options.splits)
     warnings = [*source.warnings, *unused_shares(source, dataset.options.splits), *find_overlaps(parts)]
-    splits = {name: Split(part.images.x, part.images.y, part.given, part.index_sha256) for name, part in parts.items()}
-    stored: Channels = "L" if splits["train"].x.shape[1] == 1 else "RGB"
+    splits = {
+        name: Split(part.images.rows, part.images.y, part.given, part.index_sha256) for name, part in parts.items()
+    }
+    stored: Channels = "L" if splits["train"].rows.shape[1] == 1 else "RGB"
     details = {
         "format": dataset.format,
         "sha256": dataset.sha256,
@@ -215,18 +223,17 @@ STATISTICS_ELEMENTS = 2**21
 """Of the images that are float64 at a time: 16 MiB."""
 
 
-def _statistics(images: Tensor) -> tuple[list[float], list[float]]:
+def _statistics(rows: Rows) -> tuple[list[float], list[float]]:
     """Mean and standard deviation per channel of the raw 0-255 values, in float64, chunk by chunk."""
-    chunk = max(1, STATISTICS_ELEMENTS // images[0].numel())
-    channels = images.shape[1]
+    images, channels, height, width = rows.shape
+    chunk = max(1, STATISTICS_ELEMENTS // (channels * height * width))
     total = torch.zeros(channels, dtype=torch.float64)
     squares = torch.zeros(channels, dtype=torch.float64)
-    for start in range(0, len(images), chunk):
-        part = images[start : start + chunk]
+    for part in rows.chunks(chunk):
         values = part.to(torch.float64).transpose(0, 1).reshape(channels, -1)
         total += values.sum(1)
         squares += values.square().sum(1)
-    pixels = images.numel() // channels
+    pixels = images * height * width
     mean = total / pixels
     std = (squares / pixels - mean.square()).clamp(min=0).sqrt()
     return mean.tolist(), std.tolist()

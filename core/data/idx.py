@@ -15,14 +15,17 @@ import zipfile
 import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 
 from core.data.archive import Limits, open_archive
-from core.data.arrays import MAX_BYTES, READ_BYTES, Array, source_of, text_of
+from core.data.arrays import MAX_BYTES, source_of, text_of
 from core.data.folders import is_litter
+from core.data.scratch import of_the_disk
+from core.data.shelf import Shelf
 from core.data.source import Source, pointer
+from core.data.unpacked import Array, read_array
 from core.errors import DatasetTooLarge, DatasetUnreadable, Fault
 from core.job import Preprocess
 
@@ -39,17 +42,23 @@ _SUFFIXES: Mapping[str, str] = {"train": "train", "val": "val", "validation": "v
 _NAME = re.compile(r"(?:.*[-_.])?(train|val|validation|test|t10k)[-_.](images|labels)[-_.]idx\d-\w+(?:\.gz)?")
 
 
+_DAMAGED = (zipfile.BadZipFile, zlib.error, OSError, EOFError, struct.error, NotImplementedError, RuntimeError)
+
+
 class _Refused(Exception):
     """One member is not taken: what is wrong with it, and what would be right."""
 
 
-def read_idx(path: Path | None, preprocess: Preprocess) -> Source:
-    """The images and labels as a source. Members may lie in folders; other files are left out, with a warning.
+def read_idx(path: Path | None, preprocess: Preprocess, shelf: Shelf | None = None) -> Source:
+    """The images and labels as a source, in `shelf`.
+
+    Members may lie in folders; other files are left out, with a warning.
 
     Raises `DatasetUnreadable`, `DatasetTooLarge` or `DatasetUnsuitable` with the faults.
     """
     if path is None:
         raise DatasetUnreadable("idx needs a file", faults=[Fault("/file", "no file was given", "a zip of IDX files")])
+    shelf = shelf or Shelf()
     with open_archive(path, LIMITS) as (archive, members):
         files = [member for member in members if not member.is_dir() and not is_litter(member.filename)]
         named = {member.filename: found for member in files if (found := _array_of(member.filename)) is not None}
@@ -59,15 +68,18 @@ def read_idx(path: Path | None, preprocess: Preprocess) -> Source:
             if twin != name:
                 faults.append(Fault(pointer("file", name), f"{twin} is of the same split", "one file of each"))
         arrays: dict[str, Array] = {}
+        images = [member for member in files if named.get(member.filename, "y")[0] == "x"]
+        large = sum(_claimed(archive, member) for member in images) > shelf.room.memory_bytes
         for member in files if not faults else []:
             if member.filename in named:
+                unpack = shelf if large and member in images else None
                 try:
-                    arrays[named[member.filename]] = _read(archive, member)
+                    arrays[named[member.filename]] = _read(archive, member, unpack)
                 except _Refused as refused:
                     faults.append(Fault(pointer("file", member.filename), *refused.args))
     if faults:
         raise DatasetUnreadable(f"the IDX files have {len(faults)} fault(s)", faults=faults)
-    source = source_of(arrays, {**USUAL, **{array: name for name, array in named.items()}}, preprocess)
+    source = source_of(arrays, {**USUAL, **{array: name for name, array in named.items()}}, preprocess, shelf)
     source.details["format"] = "idx"
     others = [member.filename for member in files if member.filename not in named]
     if others:
@@ -88,28 +100,55 @@ def _array_of(name: str) -> str | None:
     return None if match is None else f"{'x' if match[2] == 'images' else 'y'}_{_SUFFIXES[match[1]]}"
 
 
-def _read(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Array:
+def _claimed(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> int:
+    """Bytes of numbers that a file says it has; 0 where that cannot be read, which `_read` will tell."""
+    try:
+        with archive.open(member) as packed:
+            stream = gzip.GzipFile(fileobj=packed) if member.filename.endswith(".gz") else packed
+            shape, dtype = _header(stream)
+            return math.prod(shape) * dtype.itemsize
+    except (_Refused, *_DAMAGED):
+        return 0
+
+
+def _read(archive: zipfile.ZipFile, member: zipfile.ZipInfo, unpack: Shelf | None) -> Array:
+    """`unpack`: where to, if not into memory."""
     try:
         with archive.open(member) as packed:
             if member.filename.endswith(".gz"):
                 # packed once more: what the zip says of its size says nothing of the numbers in it
                 most = max(LIMITS.ratio_floor_bytes, int(LIMITS.ratio * member.compress_size))
                 with gzip.GzipFile(fileobj=packed) as stream:
-                    return _parse(stream, member, most=most, held=None)
-            return _parse(packed, member, most=member.file_size, held=member.file_size)
-    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, struct.error, NotImplementedError, RuntimeError):
+                    return _parse(stream, member, unpack, most=most, held=None)
+            return _parse(packed, member, unpack, most=member.file_size, held=member.file_size)
+    except _DAMAGED as error:
+        if of_the_disk(error):
+            raise
         raise _Refused("damaged, or no IDX file", "an undamaged file") from None
 
 
-def _parse(stream: IO[bytes] | gzip.GzipFile, member: zipfile.ZipInfo, *, most: int, held: int | None) -> Array:
-    """`most`: bytes that are taken. `held`: bytes there are, where that is known."""
+def _header(stream: IO[bytes] | gzip.GzipFile) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Shape and type of the numbers that follow."""
     zeros, kind, rank = struct.unpack(">HBB", stream.read(4))
     if zeros or kind not in TYPES:
         raise _Refused("it does not begin as an IDX file does", "two zero bytes, then the type of its numbers")
     if not 1 <= rank <= 4:
         raise _Refused(f"{rank} dimensions", "1 of labels, 3 or 4 of images")
     shape = struct.unpack(f">{rank}I", stream.read(4 * rank))
-    dtype = np.dtype(TYPES[kind])
+    return shape, np.dtype(TYPES[kind])
+
+
+def _parse(
+    stream: IO[bytes] | gzip.GzipFile,
+    member: zipfile.ZipInfo,
+    unpack: Shelf | None,
+    *,
+    most: int,
+    held: int | None,
+) -> Array:
+    """`most`: bytes that are taken. `held`: bytes there are, where that is known."""
+    shape, dtype = _header(stream)
+    rank = len(shape)
     size = math.prod(shape) * dtype.itemsize
     if held is not None and size != held - 4 - 4 * rank:
         message = f"the header says {text_of(shape)}, {size} bytes; there are {held - 4 - 4 * rank}"
@@ -118,14 +157,12 @@ def _parse(stream: IO[bytes] | gzip.GzipFile, member: zipfile.ZipInfo, *, most: 
         fault = Fault(pointer("file", member.filename), f"{text_of(shape)}, {size} bytes unpacked",
                       f"at most {min(most, MAX_BYTES)} bytes")  # fmt: skip
         raise DatasetTooLarge("an IDX file unpacks to too much", faults=[fault])
-    flat = np.empty(math.prod(shape), dtype)
-    rest = flat.view(np.uint8).data if flat.size else memoryview(b"")
-    while rest:
-        data = stream.read(min(len(rest), READ_BYTES))
-        if not data:
-            raise _Refused(f"it ends before the {size} bytes of {text_of(shape)}", "an undamaged file")
-        rest[: len(data)] = data
-        rest = rest[len(data) :]
+    where = pointer("file", member.filename)
+    file = unpack.file(size, pointer=where, what=f"{text_of(shape)} {dtype} unpacked") if unpack else None
+    try:
+        array = read_array(stream, shape, dtype, file)
+    except EOFError:
+        raise _Refused(f"it ends before the {size} bytes of {text_of(shape)}", "an undamaged file") from None
     if stream.read(1):
         raise _Refused(f"more than the {size} bytes of {text_of(shape)}", "as many bytes as the header says")
-    return flat.reshape(shape).astype(dtype.newbyteorder("="), copy=False)
+    return array

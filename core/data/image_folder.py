@@ -2,8 +2,9 @@
 labels, of images in no folder or all in one.
 
 One folder around everything is looked through; folders inside a class folder belong to the class. Two passes over the
-archive: the first opens each image as far as its header, so that memory is taken once and bombs are found before
-anything is decoded; the second decodes each image into its place. Pixels are taken as they are stored: transparency is
+archive, both on as many threads as torch has: the first opens each image as far as its header, so that memory or disk
+is taken once and bombs are found before anything is decoded; the second decodes each image into its place, in memory or
+in a file, once for all epochs. Pixels are taken as they are stored: transparency is
 dropped (and counted), EXIF rotation is not applied, of an animation the first frame is taken.
 """
 
@@ -11,7 +12,6 @@ from __future__ import annotations
 
 import io
 import math
-import warnings
 import zipfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -23,17 +23,20 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from core.data.archive import GIB, Limits, first_faults, open_archive, read_member
+from core.data.archive import Limits, first_faults, open_archive, read_member
 from core.data.folders import SUFFIXES, Entry, Layout, lay_out
 from core.data.pixels import resize
+from core.data.shelf import Shelf
 from core.data.source import SPLIT_NAMES, Images, Source, SplitName, pointer
+from core.data.threads import in_order, torch_threads
 from core.errors import DatasetTooLarge, DatasetUnreadable, DatasetUnsuitable, Fault
 from core.job import Preprocess
 
 LIMITS = Limits()
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP")
 MAX_PIXELS = 89_478_485  # of one image: Pillow's own limit, here an error instead of a warning
-MAX_HELD_BYTES = 64 * GIB
+IN_FLIGHT_BYTES = 128 << 20
+"""Of images on their way from the archive to their place, packed and unpacked; one image may take more."""
 UNREADABLE_SHARE = 0.01
 _GREY_MODES = frozenset({"1", "L", "LA"})
 _MODES = _GREY_MODES | {"P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"}
@@ -50,10 +53,14 @@ class _Unreadable(Exception):
     """One image cannot be decoded. The message is for the list in the summary."""
 
 
-def read_image_folder(path: Path | None, preprocess: Preprocess) -> Source:
-    """The images as a source. Raises `DatasetUnreadable`, `DatasetTooLarge` or `DatasetUnsuitable`, with the faults."""
+def read_image_folder(path: Path | None, preprocess: Preprocess, shelf: Shelf | None = None) -> Source:
+    """The images as a source, in `shelf`.
+
+    Raises `DatasetUnreadable`, `DatasetTooLarge` or `DatasetUnsuitable`, with the faults.
+    """
     if path is None:
         raise DatasetUnreadable("image_folder needs a file", faults=[Fault("/file", "no file was given", "a zip file")])
+    shelf = shelf or Shelf()
     with open_archive(path, LIMITS) as (archive, members):
         layout = lay_out(members)
         unreadable: dict[str, str] = {}
@@ -61,12 +68,13 @@ def read_image_folder(path: Path | None, preprocess: Preprocess) -> Source:
         size = preprocess.size or _common_size(headers)
         grey = preprocess.channels == "L" or all(header.mode in _GREY_MODES for header in headers.values())
         shape = (1 if grey else 3, *size)
-        _check_memory(len(headers), shape)
+        what = f"{len(headers)} images of {size[0]}×{size[1]}×{shape[0]}"
+        shelf.reserve(len(headers) * math.prod(shape), pointer="/preprocess/size", what=what)
         splits = {}
         for name in SPLIT_NAMES:
             chosen = [entry for entry in layout.entries if entry.split == name and entry.member.filename in headers]
             if chosen:
-                splits[name] = _decode_split(archive, chosen, layout.classes, shape, unreadable)
+                splits[name] = _decode_split(archive, chosen, layout.classes, headers, shape, shelf, unreadable)
         _check_share(unreadable, len(layout.entries))
     details = {
         "unreadable": {"count": len(unreadable), "files": [list(item) for item in list(unreadable.items())[:100]]},
@@ -84,9 +92,8 @@ def _open(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Image.Image:
     except DatasetUnreadable as error:
         raise _Unreadable(error.faults[0].message) from None
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
+        # of some pixels past the limit Pillow only warns, see below; filters of warnings are not for threads
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         image = None
     except UnidentifiedImageError:
@@ -106,22 +113,21 @@ def _open(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Image.Image:
 def _read_headers(archive: zipfile.ZipFile, entries: Sequence[Entry], unreadable: dict[str, str]) -> dict[str, _Header]:
     """By file name; the files that have none go to `unreadable`."""
     headers = {}
-    for entry in entries:
+
+    def read(entry: Entry) -> _Header | str:
         try:
-            headers[entry.member.filename] = _read_header(archive, entry.member)
+            return _read_header(archive, entry.member)
         except _Unreadable as error:
-            unreadable[entry.member.filename] = str(error)
+            return str(error)
+
+    found = in_order(read, entries, threads=torch_threads(), cost=_packed_bytes, most=IN_FLIGHT_BYTES)
+    for entry, header in zip(entries, found, strict=True):
+        if isinstance(header, str):
+            unreadable[entry.member.filename] = header
+        else:
+            headers[entry.member.filename] = header
     _check_share(unreadable, len(entries))
     return headers
-
-
-def _check_memory(images: int, shape: tuple[int, int, int]) -> None:
-    held = images * math.prod(shape)
-    if held > MAX_HELD_BYTES:
-        channels, height, width = shape
-        message = f"{images} images of {height}×{width}×{channels} take {held} bytes of memory"
-        fault = Fault("/preprocess/size", message, f"at most {MAX_HELD_BYTES} bytes: smaller or fewer images")
-        raise DatasetTooLarge("the images do not fit in memory", faults=[fault])
 
 
 def _read_header(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> _Header:
@@ -146,22 +152,38 @@ def _decode_split(
     archive: zipfile.ZipFile,
     entries: Sequence[Entry],
     classes: Sequence[str],
+    headers: Mapping[str, _Header],
     shape: tuple[int, int, int],
+    shelf: Shelf,
     unreadable: dict[str, str],
 ) -> Images:
-    """Decode into one tensor; rows of images that fail now (their headers were good) are cut off at the end."""
-    x = torch.empty((len(entries), *shape), dtype=torch.uint8)
+    """Decode each into its place; places of images that fail now (their headers were good) are cut off at the end."""
+    rows = shelf.rows(len(entries), shape, torch.uint8)
     labels: list[int] = []
     numbers = {name: number for number, name in enumerate(classes or [""])}
-    for entry in entries:
+
+    def decode(entry: Entry) -> Tensor | str:
         try:
-            decoded = _decode(archive, entry.member, shape[0])
+            return resize(_decode(archive, entry.member, shape[0])[None], shape[1:])
         except _Unreadable as error:
-            unreadable[entry.member.filename] = str(error)
-            continue
-        x[len(labels)] = resize(decoded[None], shape[1:])[0]
-        labels.append(numbers[entry.class_name])
-    return Images(x[: len(labels)], torch.tensor(labels, dtype=torch.int64))
+            return str(error)
+
+    def cost(entry: Entry) -> int:
+        height, width = headers[entry.member.filename].size
+        return _packed_bytes(entry) + 8 * height * width  # as Pillow has it, and as an array
+
+    decoded = in_order(decode, entries, threads=torch_threads(), cost=cost, most=IN_FLIGHT_BYTES)
+    for entry, image in zip(entries, decoded, strict=True):
+        if isinstance(image, str):
+            unreadable[entry.member.filename] = image
+        else:
+            rows.write(len(labels), image)
+            labels.append(numbers[entry.class_name])
+    return Images(rows.finish(len(labels)), torch.tensor(labels, dtype=torch.int64))
+
+
+def _packed_bytes(entry: Entry) -> int:
+    return entry.member.file_size
 
 
 def _decode(archive: zipfile.ZipFile, member: zipfile.ZipInfo, channels: int) -> Tensor:

@@ -10,13 +10,15 @@ import math
 import zipfile
 from pathlib import Path
 
-import numpy as np
 from numpy.lib import format as npy
 
 from core.data.archive import Limits, open_archive
-from core.data.arrays import MAX_BYTES, READ_BYTES, Array, array_names, source_of, text_of
+from core.data.arrays import MAX_BYTES, array_names, source_of, text_of
+from core.data.scratch import of_the_disk
+from core.data.shelf import Shelf
 from core.data.source import Source, pointer
-from core.errors import DatasetUnreadable, Fault
+from core.data.unpacked import Array, read_array
+from core.errors import DatasetTooLarge, DatasetUnreadable, Fault
 from core.job import Preprocess
 
 _ZIP = "an image folder is a .zip"
@@ -24,14 +26,18 @@ LIMITS = Limits(members=64, member_bytes=MAX_BYTES, total_bytes=2 * MAX_BYTES, m
 _ALLOWED = ", ".join(array_names())
 
 
-def read_npz(path: Path | None, preprocess: Preprocess) -> Source:
-    """The arrays as a source. Raises `DatasetUnreadable`, `DatasetTooLarge` or `DatasetUnsuitable` with the faults."""
+def read_npz(path: Path | None, preprocess: Preprocess, shelf: Shelf | None = None) -> Source:
+    """The arrays as a source, in `shelf`.
+
+    Raises `DatasetUnreadable`, `DatasetTooLarge` or `DatasetUnsuitable`, with the faults.
+    """
     if path is None:
         raise DatasetUnreadable("npz needs a file", faults=[Fault("/file", "no file was given", "an .npz file")])
-    return source_of(_read_arrays(path), {}, preprocess)
+    shelf = shelf or Shelf()
+    return source_of(_read_arrays(path, shelf), {}, preprocess, shelf)
 
 
-def _read_arrays(path: Path) -> dict[str, Array]:
+def _read_arrays(path: Path, shelf: Shelf) -> dict[str, Array]:
     with open_archive(path, LIMITS) as (archive, members):
         if members and not any(member.filename.endswith(".npy") for member in members):
             fault = Fault("/file", "no .npy members", f"the arrays {_ALLOWED}; {_ZIP}")
@@ -41,16 +47,20 @@ def _read_arrays(path: Path) -> dict[str, Array]:
             faults = [Fault(pointer("file", member.filename), "not an array that is known", _ALLOWED)
                       for member in unknown]  # fmt: skip
             raise DatasetUnreadable("the file holds other things than the arrays of a dataset", faults=faults)
+        images = sum(member.file_size for member in members if member.filename[0] == "x")
+        unpack = shelf if images > shelf.room.memory_bytes else None
         arrays: dict[str, Array] = {}
         faults = []
         for member in members:
             try:
-                arrays[member.filename.removesuffix(".npy")] = _read_array(archive, member)
+                arrays[member.filename.removesuffix(".npy")] = _read_array(archive, member, unpack)
             except _Refused as refused:
                 faults.append(Fault(pointer("file", member.filename), refused.message, refused.expected))
-            except MemoryError:
+            except (MemoryError, DatasetTooLarge):
                 raise
-            except Exception:  # zipfile and numpy's parser of a header raise a dozen kinds on hostile bytes
+            except Exception as error:  # zipfile and numpy's parser of a header raise a dozen kinds on hostile bytes
+                if of_the_disk(error):
+                    raise
                 where = pointer("file", member.filename)
                 faults.append(Fault(where, "damaged, or no .npy array", "an undamaged array"))
         if faults:
@@ -65,7 +75,8 @@ class _Refused(Exception):
         self.expected = expected
 
 
-def _read_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Array:
+def _read_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo, unpack: Shelf | None) -> Array:
+    """`unpack`: where images go that are too large for memory."""
     with archive.open(member) as stream:
         version = npy.read_magic(stream)
         if version not in ((1, 0), (2, 0)):
@@ -81,14 +92,13 @@ def _read_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Array:
         if min(shape, default=0) < 0 or size != held:
             message = f"the header says {text_of(shape)} {dtype}, {size} bytes; there are {held}"
             raise _Refused(message, "as many bytes as the header says")
-        flat = np.empty(math.prod(shape), dtype)
-        # no memoryview of an empty array can be cast to bytes
-        rest = flat.view(np.uint8).data if flat.size else memoryview(b"")
-        while rest:
-            data = stream.read(min(len(rest), READ_BYTES))
-            if not data:
-                raise EOFError
-            rest[: len(data)] = data
-            rest = rest[len(data) :]
+        file = None
+        if unpack and member.filename[0] == "x":
+            if fortran_order and len(shape) > 1:
+                message = f"{text_of(shape)} in Fortran order, each image all over the array, is too large for memory"
+                raise _Refused(message, "C order: numpy.ascontiguousarray")
+            where = pointer("file", member.filename)
+            file = unpack.file(size, pointer=where, what=f"{text_of(shape)} {dtype} unpacked")
+        array = read_array(stream, shape, dtype, file, "F" if fortran_order else "C")
         stream.read(1)  # reaching the end checks the CRC
-        return flat.reshape(shape, order="F" if fortran_order else "C")
+        return array

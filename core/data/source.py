@@ -7,16 +7,29 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from core.data.rows import Held, Rows
+
 SplitName = Literal["train", "validation", "test"]
 SPLIT_NAMES: tuple[SplitName, ...] = ("train", "validation", "test")
 
 
-@dataclass
 class Images:
-    """x: (N, C, H, W), C = 1 (grey) or 3 (RGB), uint8, or float32 in 0-255 where uint8 would round. y: int64 (N,)."""
+    """Images and their labels.
 
-    x: Tensor
-    y: Tensor
+    x: (N, C, H, W), C = 1 (grey) or 3 (RGB), uint8, or float32 in 0-255 where uint8 would round: a tensor, which is
+    held in memory, or `Rows`, which may be on disk. y: int64 (N,).
+    """
+
+    def __init__(self, x: Tensor | Rows, y: Tensor) -> None:
+        self.rows = Held(x) if isinstance(x, Tensor) else x
+        self.y = y
+
+    @property
+    def x(self) -> Tensor:
+        """All images, of those that are held in memory. Of others `rows` gives what is wanted."""
+        if not isinstance(self.rows, Held):
+            raise TypeError("these images are not in memory: take what is wanted from `rows`")
+        return self.rows.x
 
     def __len__(self) -> int:
         return len(self.y)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
-from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -15,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from core.data.rows import Rows
 from core.data.source import SPLIT_NAMES, Images, Source, SplitName, pointer
 from core.errors import DatasetMismatch, DatasetUnsuitable, Fault
 from core.job import Splits
@@ -66,7 +66,7 @@ def order_classes(source: Source, class_order: Sequence[str] | None) -> Source:
     if faults:
         raise DatasetMismatch("class_order does not list the dataset's classes", faults=faults)
     position = torch.tensor([class_order.index(name) for name in source.classes])
-    splits = {name: Images(images.x, position[images.y]) for name, images in source.splits.items()}
+    splits = {name: Images(images.rows, position[images.y]) for name, images in source.splits.items()}
     warnings = list(source.warnings)
     without = [name for name in class_order if name not in source.classes]
     if without:
@@ -77,8 +77,8 @@ def order_classes(source: Source, class_order: Sequence[str] | None) -> Source:
 def split_source(source: Source, options: Splits) -> dict[SplitName, Part]:
     """All three splits. Those that are missing are taken from train, class by class, in the shares of `options`.
 
-    Every class gives each missing split at least one image and keeps at least one. The images are reordered in place,
-    so that they are held once. Raises `DatasetUnsuitable` where a class is too small.
+    Every class gives each missing split at least one image and keeps at least one. Images in memory are reordered in
+    place, so that they are held once. Raises `DatasetUnsuitable` where a class is too small.
     """
     shares: dict[SplitName, float] = {"test": options.test, "validation": options.validation}
     missing = {name: share for name, share in shares.items() if name not in source.splits}
@@ -86,13 +86,13 @@ def split_source(source: Source, options: Splits) -> dict[SplitName, Part]:
     taken = _stratified(pool.y.numpy(), missing, options.seed, source.classes)
     parts: dict[SplitName, Part] = {}
     order = np.concatenate([taken[name] for name in SPLIT_NAMES if name in taken])
-    _reorder(pool.x.numpy(), order)
+    arranged = pool.rows.arranged(order)
     labels = pool.y[torch.from_numpy(order)]
     start = 0
     for name in SPLIT_NAMES:
         if name in taken:
             rows = slice(start, start + len(taken[name]))
-            images, index, start = Images(pool.x[rows], labels[rows]), taken[name], rows.stop
+            images, index, start = Images(arranged.select(rows), labels[rows]), taken[name], rows.stop
         else:
             images = source.splits[name]
             index = np.arange(len(images))
@@ -115,7 +115,7 @@ def find_overlaps(parts: Mapping[SplitName, Part]) -> list[str]:
 
     Raises `DatasetUnsuitable` where a whole validation or test split is inside another: it would measure memory.
     """
-    digests = {name: np.sort(_digests(part.images.x)) for name, part in parts.items()}
+    digests = {name: np.sort(_digests(part.images.rows)) for name, part in parts.items()}
     warnings, faults = [], []
     for first, second in combinations(SPLIT_NAMES, 2):
         inside = _within(digests[second], digests[first])
@@ -135,10 +135,11 @@ def find_overlaps(parts: Mapping[SplitName, Part]) -> list[str]:
     return warnings
 
 
-def content_sha256(x: Tensor, y: Tensor) -> str:
-    """SHA-256 of images and labels in order, as held in memory."""
-    digest = hashlib.sha256(f"{x.dtype} {tuple(x.shape)}".encode())
-    digest.update(np.ascontiguousarray(x.numpy()).data)
+def content_sha256(rows: Rows, y: Tensor) -> str:
+    """SHA-256 of images and labels in order, as held in memory or stored."""
+    digest = hashlib.sha256(f"{rows.dtype} {rows.shape}".encode())
+    for images in rows.chunks():
+        digest.update(np.ascontiguousarray(images.numpy()).data)
     digest.update(y.numpy().astype("<i8").tobytes())
     return digest.hexdigest()
 
@@ -168,23 +169,6 @@ def _stratified(
     return {name: np.sort(np.concatenate(positions)) for name, positions in chosen.items()}
 
 
-def _reorder(rows: NDArray[np.generic], order: NDArray[np.int64]) -> None:
-    """rows[:] = rows[order] along its cycles: in place, since a gathered copy would double the dataset's memory."""
-    done = np.zeros(len(order), dtype=bool)
-    source = array("q", order.astype(np.int64).tobytes())  # as quick to look at as a list, an eighth of its size
-    for start in range(len(source)):
-        if done[start] or source[start] == start:
-            continue
-        held = rows[start].copy()
-        here = start
-        while source[here] != start:
-            done[here] = True
-            rows[here] = rows[source[here]]
-            here = source[here]
-        done[here] = True
-        rows[here] = held
-
-
 def _within(some: NDArray[np.bytes_], others: NDArray[np.bytes_]) -> NDArray[np.bool_]:
     """Which of `some` are among `others`, both sorted."""
     places = np.searchsorted(others, some).clip(max=len(others) - 1)
@@ -192,11 +176,14 @@ def _within(some: NDArray[np.bytes_], others: NDArray[np.bytes_]) -> NDArray[np.
     return found
 
 
-def _digests(x: Tensor) -> NDArray[np.bytes_]:
+def _digests(rows: Rows) -> NDArray[np.bytes_]:
     """(N,), 16 bytes for each image; as Python's objects they would take as much as small images."""
-    found = np.empty(len(x), dtype="S16")
-    for index, row in enumerate(x.numpy()):
-        found[index] = hashlib.blake2b(row.tobytes(), digest_size=16).digest()
+    found = np.empty(len(rows), dtype="S16")
+    index = 0
+    for images in rows.chunks():
+        for image in images.numpy():
+            found[index] = hashlib.blake2b(image.tobytes(), digest_size=16).digest()
+            index += 1
     return found
 
 

@@ -36,7 +36,8 @@ def chosen_classes(source: Source, options: Splits) -> Source:
     splits = {}
     for split, images in source.splits.items():
         labels = positions[images.y]
-        splits[split] = Images(images.x[labels >= 0], labels[labels >= 0])
+        chosen = torch.nonzero(labels >= 0)[:, 0]
+        splits[split] = Images(images.rows.select(chosen.numpy()), labels[chosen])
         if not len(splits[split]):
             message = f"{split} has no images of {_few(kept) or 'no class'}"
             faults.append(Fault(pointer("splits", field), message, "classes of which every split has images"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,11 @@ from typing import Any
 import torch
 
 from core.data.datasets import Dataset, Split
+from core.data.shelf import Shelf
 from core.events import READ_BY_WORKER, STAGES
 from core.graph.counts import count
 from core.graph.network import Network
-from core.job import Preprocess
+from core.job import Preprocess, Room
 from core.measure.memory import MemoryNotMeasured
 from core.report import Cost
 from core.state import State
@@ -144,6 +146,19 @@ def small_dataset(
         details={},
         warnings=(),
     )
+
+
+def stored(data: Dataset, folder: Path) -> Dataset:
+    """The same dataset, its images on disk."""
+    splits = {}
+    for name, split in data.splits.items():
+        images, *shape = split.rows.shape
+        shelf = Shelf(Room(memory_bytes=0), folder)
+        shelf.reserve(split.x.nbytes, pointer="", what="")
+        writer = shelf.rows(images, tuple(shape), split.rows.dtype)
+        writer.write(0, split.x)
+        splits[name] = split.with_rows(writer.finish(images))
+    return dataclasses.replace(data, splits=splits)
 
 
 def empty_state(workdir: Path, events: Events | None = None) -> State:

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from billhook.cli.prune import requirement
 from core import pipeline
 from core.data.datasets import load_dataset
+from core.data.digits import DIGITS as DIGITS_FILE
 from core.data.fit import check_fits
 from core.errors import (
     BaselineNearChance,
@@ -36,15 +37,15 @@ from core.graph.network import Network
 from core.graph.plans import replay
 from core.graph_report import NetworkGraph
 from core.inspection import inspect_dataset, inspect_model
-from core.job import DatasetInput, JobInputs, ModelInput, ModelOptions
+from core.job import DatasetCheck, DatasetInput, JobInputs, ModelInput, ModelOptions
 from core.progress import Progress
 from core.recipe import Recipe, Requirements, parse_recipe
 from core.report import Report
-from core.reproduction import reproduce
+from core.reproduction import fingerprint, reproduce
 from core.state import FILE
 from core.training.trainer import Trainer
 from core.training_settings import CosineSchedule, Sgd, Training
-from tests.core.fakes import Dying, Events, Killed, empty_state
+from tests.core.fakes import Dying, Events, Killed, empty_state, no_memory
 
 DIGITS = DatasetInput(path=None, sha256=None, format="digits")
 SPLIT_SIZES = {"train": 1259, "validation": 179, "test": 359}
@@ -123,6 +124,24 @@ def test_the_result_is_a_drop_in_replacement(workdir: Path, model: ModelInput) -
     assert ours.graph.input == theirs.graph.input
     assert ours.graph.output == theirs.graph.output
     assert ours.opset_import == theirs.opset_import
+
+
+def test_a_dataset_that_is_streamed_gives_the_same_file(
+    workdir: Path, model: ModelInput, tmp_path: Path, quick_latency: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The digits from their file, which takes no memory: every stage of a job works piece by piece."""
+    monkeypatch.setattr("core.comparison.measure_memory", no_memory)
+    digits = DatasetInput(path=DIGITS_FILE, sha256=None, format="npz")
+    streamed = job(model, datasets=(digits,), room={"memory_bytes": 0})
+    assert fingerprint(streamed) == fingerprint(job(model, datasets=(digits,)))
+    events = Events()
+    report = pipeline.run(streamed, tmp_path, events)
+    (summary,) = events.named("import/dataset")
+    assert summary["images"] == 1797
+    assert (tmp_path / "out" / "pruned.onnx").read_bytes() == (workdir / "out" / "pruned.onnx").read_bytes()
+    theirs = Report.model_validate_json((workdir / "out" / "report.json").read_bytes())
+    assert report.variants["pruned"].test == theirs.variants["pruned"].test
+    assert summary["splits"] == theirs.inputs["datasets"][0]["splits"]
 
 
 def test_the_report_says_what_the_file_does(workdir: Path, report: Report, model: ModelInput) -> None:
@@ -326,7 +345,7 @@ def test_inspecting_a_model(model: ModelInput, tmp_path: Path) -> None:
 
 
 def test_inspecting_a_dataset() -> None:
-    summary = json.loads(json.dumps(inspect_dataset(DIGITS)))
+    summary = json.loads(json.dumps(inspect_dataset(DatasetCheck(dataset=DIGITS))))
     assert {name: split["images"] for name, split in summary["splits"].items()} == SPLIT_SIZES
     assert summary["image_shape"] == [1, 8, 8]
     assert len(summary["classes"]) == 10

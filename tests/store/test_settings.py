@@ -40,6 +40,7 @@ def test_the_environment_sets_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
         ({"devices": ""}, "devices"),
         ({"lease_seconds": 6}, "heartbeat_seconds"),
         ({"port": 70_000}, "port"),
+        ({"dataset_memory_bytes": 2**31, "memory_limit_bytes": 2**30}, "dataset_memory_bytes"),
     ],
 )
 def test_what_is_wrong_is_named(given: dict[str, object], named: str) -> None:

@@ -200,6 +200,7 @@ def run(workdir: Path, emit: Emit) -> Mapping[str, Any]:
 def inspect(workdir: Path, emit: Emit) -> Mapping[str, Any]:
     """Refuses a model whose bytes say so; dies, hangs or crashes likewise. A model's graph may be no plain file."""
     inputs = json.loads((workdir / "job.json").read_text())
+    inputs = inputs.get("dataset", inputs)
     content = Path(inputs["path"]).read_text() if inputs["path"] else "fine"
     if content in PLANS:
         return PLANS[content](workdir, emit, {})

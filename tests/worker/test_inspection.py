@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import os
@@ -12,6 +13,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -175,6 +177,29 @@ def real(settings: Settings) -> Iterator[House]:
     context = make_context(roomy, name="here:1")
     yield House(context)
     context.engine.dispose()
+
+
+def test_a_dataset_past_its_share_of_memory_is_checked_from_disk(real: House) -> None:
+    """What it says is the same; without disk, it is refused with what would help."""
+    found = []
+    for settings in ({}, {"dataset_memory_bytes": 0}, {"dataset_memory_bytes": 0, "disk_limit_bytes": 2**21}):
+        context = dataclasses.replace(real.context, settings=real.context.settings.model_copy(update=settings))
+        house = House(context)
+        path = house.settings.data_dir / "upload"
+        x = np.random.default_rng(0).integers(0, 256, (200, 80, 80), dtype=np.uint8)
+        np.savez(path.with_suffix(".npz"), x_train=x, y_train=np.arange(200) % 2)
+        sha256, size = context.storage.put_file(path.with_suffix(".npz"))
+        with transaction(context.engine) as session:
+            dataset, _ = uploads.create_dataset(
+                session, owner=f"me {len(found)}", sha256=sha256, bytes=size, filename="a.npz", format="npz", options={}
+            )
+        check_upload(context, dataset.id)
+        found.append(house.upload(dataset.id))
+    assert [dataset.state for dataset in found] == ["ready", "ready", "refused"]
+    assert found[0].summary == found[1].summary
+    assert found[2].refusal is not None
+    assert found[2].refusal["code"] == "dataset_too_large"
+    assert "BILLHOOK_DISK_LIMIT_BYTES" in found[2].refusal["faults"][0]["expected"]
 
 
 def exported(module: nn.Module, folder: Path) -> bytes:

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from core.data.datasets import Dataset, load_dataset
-from core.job import DatasetInput, DatasetOptions, Preprocess, Splits
+from core.job import DatasetInput, DatasetOptions, Preprocess, Room, Splits
 
 Files = Mapping[str, bytes]
 
@@ -69,11 +69,20 @@ def make_npz(tmp_path: Path) -> Callable[..., Path]:
 
 
 @pytest.fixture
-def load() -> Callable[..., Dataset]:
-    """load(path, format, splits={…}, **preprocess)"""
+def load(tmp_path: Path) -> Callable[..., Dataset]:
+    """load(path, format, splits={…}, room=Room(…), **preprocess)"""
 
-    def make(path: Path | None, kind: str, *, splits: Mapping[str, Any] | None = None, **preprocess: Any) -> Dataset:
+    def make(
+        path: Path | None,
+        kind: str,
+        *,
+        splits: Mapping[str, Any] | None = None,
+        room: Room | None = None,
+        **preprocess: Any,
+    ) -> Dataset:
         options = DatasetOptions(preprocess=Preprocess(**preprocess), splits=Splits(**(splits or {})))
-        return load_dataset(DatasetInput(path=path, sha256=None, format=kind, options=options))
+        return load_dataset(
+            DatasetInput(path=path, sha256=None, format=kind, options=options), room, tmp_path / "images"
+        )
 
     return make

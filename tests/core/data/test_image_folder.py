@@ -12,9 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
-from core.data import image_folder
 from core.data.datasets import Dataset
 from core.errors import DatasetRefused, DatasetTooLarge, DatasetUnreadable, DatasetUnsuitable
+from core.job import Room
 
 Load = Callable[..., Dataset]
 Zip = Callable[[dict[str, bytes]], Path]
@@ -263,12 +263,14 @@ def test_an_image_bomb_is_refused_by_its_header(
     assert "pixels" in faults[0][1]
 
 
-def test_more_than_memory_is_refused_before_it_is_taken(
-    load: Load, make_zip: Zip, class_files: ClassFiles, monkeypatch: pytest.MonkeyPatch
+def test_more_than_memory_and_disk_is_refused_before_it_is_taken(
+    load: Load, make_zip: Zip, class_files: ClassFiles
 ) -> None:
-    monkeypatch.setattr(image_folder, "MAX_HELD_BYTES", 1000)
-    faults = refusal(load, make_zip(class_files(cat=8, dog=8)), DatasetTooLarge)
-    assert faults == [("/preprocess/size", "16 images of 6×5×3 take 1440 bytes of memory")]
+    room = Room(memory_bytes=1000, disk_bytes=1439)
+    ((place, message),) = refusal(load, make_zip(class_files(cat=8, dog=8)), DatasetTooLarge, room=room)
+    assert place == "/preprocess/size"
+    assert message.startswith("16 images of 6×5×3 take 1440 bytes: more than the 1000 of memory")
+    assert message.endswith("and 1440 on disk, of 1439")
 
 
 def test_no_file_is_refused(load: Load) -> None:

@@ -33,7 +33,7 @@ from core.training_settings import (
     Sgd,
     Training,
 )
-from tests.core.fakes import Dying, Events, Killed, empty_state, small_dataset
+from tests.core.fakes import Dying, Events, Killed, empty_state, small_dataset, stored
 
 TRAINING = Training(optimizer=Sgd(lr=0.05), batch_size=16)
 AUGMENT = Augmentation(crop=True, flip=True, rotate=10, erase=0.3, noise=0.05, mixup=0.2, cutmix=1.0)
@@ -184,6 +184,28 @@ def test_a_resumed_training_ends_in_the_same_bits(
     without_time = [{key: value for key, value in record.items() if key != "seconds"} for record in rest.epochs]
     assert without_time == [{k: v for k, v in record.items() if k != "seconds"} for record in whole.epochs]
     assert rest.cost.epochs == 6
+
+
+@pytest.mark.parametrize("kill_at", [None, 1, 3])
+def test_what_is_streamed_is_trained_on_in_the_same_bits(
+    kill_at: int | None, data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where an attempt that had the images in memory is gone on from."""
+    monkeypatch.setattr("core.training.trainer.CHECKPOINT_EPOCHS", 1)
+    training = TRAINING.model_copy(update={"augment": AUGMENT, "batch_size": 24})
+    torch.manual_seed(0)
+    held, begun, network = cnn(), cnn(), cnn()
+    for other in (begun, network):
+        other.load_state_dict(held.state_dict())
+    whole = fit(data, held, tmp_path / "a", epochs=4, training=training)
+    if kill_at is not None:
+        events = Dying(kill_at)
+        state = State.open(tmp_path / "b", fingerprint={"test": "x"}, emit=events)
+        with pytest.raises(Killed):
+            fit(data, begun, tmp_path, epochs=4, training=training, state=state, events=events)
+    result = fit(stored(data, tmp_path), network, tmp_path / "b", epochs=4, training=training)
+    assert same_weights(network, held)
+    assert result.score == whole.score
 
 
 def test_checkpoints_by_time_and_by_count(data: Dataset, tmp_path: Path) -> None:
