@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,11 +25,12 @@ from core.graph.network import Network
 from core.progress import TRAINING_PASSES, Progress
 from core.report import Cost
 from core.state import State
-from core.training.classifier import classifier_layers
-from core.training.losses import distils, training_loss
+from core.training.checkpoints import Fit
+from core.training.freezing import trained_only, unfrozen
+from core.training.losses import check_losses, distils, training_loss
 from core.training.memory_format import images_channels_last, to_channels_last
 from core.training.mixing import mixed
-from core.training.optimizers import build_optimizer, load_optimizer, set_rate
+from core.training.optimizers import build_optimizer, set_rate
 from core.training.port import FitResult, Score, SplitName, add_costs
 from core.training.schedules import Place, momentum_at, rate_factor
 from core.training.seeds import derived_seed
@@ -44,15 +44,6 @@ the last: at most that much is repeated after a crash. Neither changes a number.
 RECALIBRATION_BATCH = 128
 RECALIBRATION_IMAGES = 2_048
 _LOSS_CHECK_STEPS = 50
-
-
-@dataclass
-class _Fit:
-    """A training that is under way: all that a checkpoint of it holds, besides weights and optimizer."""
-
-    epochs: list[dict[str, Any]]
-    best: dict[str, Any] | None  # {"epoch", "accuracy", "loss", "weights"}
-    cost: Cost
 
 
 class Trainer:
@@ -121,18 +112,14 @@ class Trainer:
         restore_best = training.restore_best if restore_best is None else restore_best
         network.to(self._device)
         to_channels_last(network)
-        frozen = _frozen(network, training)
-        moving = [item for item in network.parameters() if not any(item is one for one in frozen)]
+        moving = unfrozen(network, training)
         if not moving:
             fault = Fault("/training/freeze", "the classifier is all that the network has", "none")
             raise RecipeInvalid("nothing is left to be trained", faults=[fault])
-        optimizer = build_optimizer(training.optimizer, moving)
-        fit = _Fit([], None, Cost())
-        if state.get("label") == label:
-            fit = _Fit(list(state["epochs"]), state["best"], Cost(**state["cost"]))
-            network.load_state_dict(state["weights"])
-            load_optimizer(optimizer, state["optimizer"])
-            self._progress.credit(fit.cost.seconds)
+        parameters = dict(network.named_parameters())
+        optimizer = build_optimizer(training.optimizer, [parameters[name] for name in moving])
+        fit = Fit.resumed(label, state, network, optimizer)
+        self._progress.credit(fit.cost.seconds)
         counts = count(network)
         self._progress.stage((self._prefix + label).partition("/")[0])
         saved_at, saved_epoch = self._clock(), len(fit.epochs)
@@ -143,17 +130,18 @@ class Trainer:
                 )
                 break
             started = self._clock()
-            rate, loss, accuracy = self._train(
-                network,
-                optimizer,
-                training,
-                epoch=epoch,
-                epochs=epochs,
-                label=label,
-                macs=counts.macs,
-                records=fit.epochs,
-                on_batch=on_batch,
-            )
+            with trained_only(network, moving):
+                rate, loss, accuracy = self._train(
+                    network,
+                    optimizer,
+                    training,
+                    epoch=epoch,
+                    epochs=epochs,
+                    label=label,
+                    macs=counts.macs,
+                    records=fit.epochs,
+                    on_batch=on_batch,
+                )
             score = self.evaluate(network, "validation", macs=counts.macs)
             if not math.isfinite(score.loss):
                 raise TrainingDiverged(
@@ -183,14 +171,7 @@ class Trainer:
                 on_epoch(record)
             waited = self._clock() - saved_at >= CHECKPOINT_SECONDS or epoch - saved_epoch >= CHECKPOINT_EPOCHS
             if epoch == 1 or (waited and epoch < epochs):
-                state.save(
-                    label=label,
-                    epochs=fit.epochs,
-                    best=fit.best,
-                    cost=fit.cost.model_dump(),
-                    weights=network.state_dict(),
-                    optimizer=optimizer.state_dict(),
-                )
+                fit.save(state, network, optimizer)
                 saved_at, saved_epoch = self._clock(), epoch
         network.eval()
         if not fit.epochs:
@@ -269,8 +250,6 @@ class Trainer:
         correct = torch.zeros((), dtype=torch.int64, device=self._device)
         rates: list[float] = []
         layout = self._dataset.options.layout
-        for parameter in (frozen := _frozen(network, training)):
-            parameter.requires_grad_(False)  # no gradient, and so no part in what clip_norm measures
         batches = self._dataset.batches(
             "train",
             training.batch_size,
@@ -292,7 +271,7 @@ class Trainer:
             losses[step] = loss.detach()
             # every loss is looked at, but on an accelerator not one by one: that would wait for it at each step
             if self._device.type == "cpu" or step % _LOSS_CHECK_STEPS == _LOSS_CHECK_STEPS - 1 or step == steps - 1:
-                _check_losses(losses[: step + 1], rates, label=self._prefix + label, epoch=epoch)
+                check_losses(losses[: step + 1], rates, label=self._prefix + label, epoch=epoch)
             loss.backward()  # type: ignore[no-untyped-call]
             if training.clip_norm:
                 torch.nn.utils.clip_grad_norm_(network.parameters(), training.clip_norm)
@@ -302,8 +281,6 @@ class Trainer:
             if on_batch is not None:
                 on_batch(network)
             self._progress.advance(TRAINING_PASSES * len(labels) * macs / self._original_macs)
-        for parameter in frozen:
-            parameter.requires_grad_(True)
         images_in_all = len(self._dataset.splits["train"])
         return rates[0], loss_sum.item() / images_in_all, correct.item() / images_in_all
 
@@ -318,14 +295,6 @@ class Trainer:
             to_channels_last(self._teacher)
         with torch.no_grad():
             return class_logits(self._teacher, images)
-
-
-def _frozen(network: Network, training: Training) -> list[torch.nn.Parameter]:
-    """The parameters that `training` leaves alone."""
-    if training.freeze == "none":
-        return []
-    layers = network.layers()
-    return [item for name in classifier_layers(network) for item in layers[name].parameters()]
 
 
 def class_logits(network: Network, images: torch.Tensor) -> torch.Tensor:
@@ -346,17 +315,6 @@ def class_logits(network: Network, images: torch.Tensor) -> torch.Tensor:
         raise RecipeInvalid("batches are too small for the network's BatchNorm", faults=[fault]) from None
     logits: torch.Tensor = outputs[0] if isinstance(outputs, tuple | list) else outputs
     return logits.flatten(1)  # (B, classes, 1, 1) where the network ends in a convolution
-
-
-def _check_losses(losses: torch.Tensor, rates: list[float], *, label: str, epoch: int) -> None:
-    finite = torch.isfinite(losses)
-    if bool(finite.all()):
-        return
-    step = int((~finite).nonzero()[0])
-    raise TrainingDiverged(
-        f"the loss became {losses[step].item()} in {label}, epoch {epoch}, step {step + 1}, at learning rate "
-        f"{rates[step]:g}; a lower rate may help"
-    )
 
 
 def _epochs_since_best(records: Sequence[dict[str, Any]]) -> int:
