@@ -21,11 +21,12 @@ from core.outcome import Done
 from core.progress import Progress
 from core.recipe import Recipe
 from core.report import Cost
+from core.schedule_settings import Milestones
 from core.state import State
 from core.steps import planned, run_steps
 from core.training.seeds import derived_seed
 from core.training.trainer import Trainer
-from core.training_settings import MultistepSchedule, Training
+from core.training_settings import Training
 
 
 @dataclass
@@ -123,7 +124,7 @@ def stretched(training: Training, epochs: int) -> Training:
     changes: dict[str, Any] = {"early_stop": 0}
     epochs = max(1, epochs)
     schedule = training.schedule
-    if isinstance(schedule, MultistepSchedule) and any(isinstance(item, int) for item in schedule.milestones):
+    if isinstance(schedule, Milestones) and any(isinstance(item, int) for item in schedule.milestones):
         shares = tuple(milestone / epochs for milestone in schedule.milestones if milestone < epochs)
         changes["schedule"] = schedule.model_copy(update={"milestones": shares})
     if isinstance(training.warmup, int) and training.warmup:

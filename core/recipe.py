@@ -18,16 +18,9 @@ from core.baselines import AnyBaseline, Baseline
 from core.documents import DocumentInvalid, load_yaml
 from core.errors import Fault, RecipeInvalid
 from core.faults import faults_of, given
-from core.training_settings import (
-    Epochs,
-    FineTune,
-    Items,
-    MultistepSchedule,
-    Overrides,
-    Section,
-    Share,
-    Training,
-)
+from core.schedule_settings import Milestones
+from core.sections import Epochs, Items, Section, Share
+from core.training_settings import FineTune, Overrides, Training
 
 # --- steps -----------------------------------------------------------------------------------------------------------
 
@@ -211,7 +204,7 @@ class Recipe(Section):
         warmups: dict[int, int] = {}
         for training, epochs in self.trainings():
             schedule = training.schedule
-            if isinstance(schedule, MultistepSchedule) and schedule.milestones:
+            if isinstance(schedule, Milestones) and schedule.milestones:
                 last = schedule.milestones[-1]
                 if isinstance(last, int):
                     milestones[last] = max(epochs, milestones.get(last, 0))
