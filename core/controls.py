@@ -81,6 +81,8 @@ def expected(recipe: Recipe, network: Network, original: Counts) -> dict[str, li
     steps = [planned(step, network, original, recipe.export) for step in recipe.steps]
     every = [training for trainings in steps for training in trainings]
     epochs = sum(number for number, _ in every)
+    if recipe.epochs_budget is not None:
+        epochs = min(epochs, recipe.epochs_budget)
     last = every[-1][1] if every else original.macs
     for baseline in recipe.baselines:
         prefix = prefix_of(baseline.kind)
@@ -154,6 +156,7 @@ def random(baseline: Baseline, ran: Ran, around: Surroundings, state: State) -> 
         state=state,
         prefix=prefix,
         like=ran.done.removed,
+        epochs_budget=around.recipe.epochs_budget,
     )
     warnings = [f"control random: {warning}" for warning in done.warnings]
     return Control("random", done.network, done.cost, "the recipe's steps", warnings)

@@ -119,6 +119,7 @@ class _Job:
             progress=self.progress,
             emit=self.emit,
             state=state,
+            epochs_budget=self.recipe.epochs_budget,
         )
         self._controls(original, Ran(start, done, counts, accuracy), dataset, state)
         if inserted is not None:

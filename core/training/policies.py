@@ -82,6 +82,7 @@ class FineTuning:
             `fine_tune/<step>`.
         seed: of the noise on the weights.
         rounds: planned; what an earlier attempt planned is kept.
+        round_epochs: that a round itself trains, before its cut.
         accuracy: on validation, of the network that the step begins with.
     """
 
@@ -95,14 +96,16 @@ class FineTuning:
         seed: int,
         rounds: int,
         accuracy: float,
+        round_epochs: int = 0,
     ) -> None:
         self._settings = settings
         self._trainer = trainer
         self._state = state
         self._step = step
         self._seed = seed
+        self._round_epochs = round_epochs
         if "rounds" not in state:
-            state.put(rounds=rounds, reference=accuracy, due=None, whole=0)
+            state.put(rounds=rounds, reference=accuracy, due=None, whole=0, wanted=0, given=0)
 
     @property
     def rounds(self) -> int:
@@ -117,14 +120,25 @@ class FineTuning:
         return None if due is None else Due(**due)
 
     def after(self, round: int, accuracy: float | None, *, last: bool) -> dict[str, Any]:
-        """Notes what follows round `round`, which has left `accuracy` on validation. Returns it for the event."""
+        """Notes what follows round `round`, which has left `accuracy` on validation. Returns it for the event.
+
+        `last`: there is no round after it. Where a budget of epochs is short, the fine-tuning gets its share of it.
+        """
         lost = None if accuracy is None else self._state["reference"] - accuracy
         epochs = epochs_due(self._settings, round=round, rounds=self.rounds, lost=lost, last=last)
         moments = self._settings.policy.moments
         whole = last or (moments is not None and is_moment(moments, round=round, rounds=self.rounds, lost=lost))
-        due = {"round": round, "epochs": epochs, "whole": whole} if epochs else None
-        self._state.put(due=due)
-        return {"accuracy_lost": lost, "fine_tune_epochs": epochs}
+        given = self._share(epochs, round=round, last=last)
+        due = {"round": round, "epochs": given, "whole": whole} if given else None
+        self._state.put(due=due, wanted=self._state["wanted"] + epochs, given=self._state["given"] + given)
+        return {"accuracy_lost": lost, "fine_tune_epochs": given}
+
+    def _share(self, epochs: int, *, round: int, last: bool) -> int:
+        rounds = 0 if last else max(1, self.rounds - round)  # there is one more at least, whatever was planned
+        to_come = self.expect([0] * rounds, done=round)
+        return self._trainer.budget.share(
+            epochs, rounds=rounds * self._round_epochs, to_come=sum(number for number, _ in to_come), least=int(last)
+        )
 
     def expect(self, macs: Sequence[int], *, done: int) -> list[tuple[int, int]]:
         """(epochs, MACs) of what is still to come: of what is due, and of the rounds after each of which the network
@@ -156,6 +170,13 @@ class FineTuning:
         if due.whole and fit.score is not None:
             self._state.put(reference=fit.score.accuracy)
         return fit
+
+    def cut_short(self) -> list[str]:
+        """A warning where a budget of epochs has left the fine-tunings less than they would have taken."""
+        wanted, given = self._state["wanted"], self._state["given"]
+        if given == wanted:
+            return []
+        return [f"the fine-tuning of step {self._step} had {given} of {wanted} epochs: {self._trainer.budget.told}"]
 
     def never_reached(self, rounds: int) -> list[str]:
         """A warning where moments were named that the step did not get to, or more loops than there could be."""

@@ -25,6 +25,7 @@ from core.graph.network import Network
 from core.progress import TRAINING_PASSES, Progress
 from core.report import Cost
 from core.state import State
+from core.training.budget import EpochsBudget
 from core.training.checkpoints import Fit
 from core.training.freezing import trained_only, unfrozen
 from core.training.losses import check_losses, distils, training_loss
@@ -75,6 +76,7 @@ class Trainer:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.training = training
+        self.budget = EpochsBudget()
         self._dataset = dataset
         self._device = device
         self._seed = seed
@@ -98,8 +100,9 @@ class Trainer:
         on_epoch: Callable[[dict[str, Any]], None] | None = None,
         restore_best: bool | None = None,
     ) -> FitResult:
-        """Trains `network` in place for `epochs` epochs; with `restore_best` (default: as `training` says) it is left
-        with the weights of the epoch that was best on validation, else with the last ones.
+        """Trains `network` in place for `epochs` epochs, or as many of them as `budget` has left; with `restore_best`
+        (default: as `training` says) it is left with the weights of the epoch that was best on validation, else with
+        the last ones.
 
         `state` is this training's own scope; if it holds an earlier attempt at the training called `label`, that is
         continued. `on_batch(network)` is called after every optimizer step, `on_epoch(record)` after every epoch before
@@ -120,6 +123,7 @@ class Trainer:
         optimizer = build_optimizer(training.optimizer, [parameters[name] for name in moving])
         fit = Fit.resumed(label, state, network, optimizer)
         self._progress.credit(fit.cost.seconds)
+        epochs = self.budget.within(epochs)
         counts = count(network)
         self._progress.stage((self._prefix + label).partition("/")[0])
         saved_at, saved_epoch = self._clock(), len(fit.epochs)
@@ -174,6 +178,7 @@ class Trainer:
                 fit.save(state, network, optimizer)
                 saved_at, saved_epoch = self._clock(), epoch
         network.eval()
+        self.budget.spent += len(fit.epochs)
         if not fit.epochs:
             return FitResult([], None, None, fit.cost)
         kept = fit.epochs[-1]
@@ -220,12 +225,17 @@ class Trainer:
         """See `TrainerPort.expect`."""
         train, validation = (len(self._dataset.splits[name]) for name in ("train", "validation"))
         per_epoch = TRAINING_PASSES * train + validation
-        passes = sum(epochs * per_epoch * macs / self._original_macs for epochs, macs in trainings)
+        passes, left = 0.0, self.budget.left
+        for epochs, macs in trainings:
+            epochs = epochs if left is None else min(epochs, left)
+            left = None if left is None else left - epochs
+            passes += epochs * per_epoch * macs / self._original_macs
         self._progress.expect(self._prefix + part, passes=passes)
 
     def resumed(self, cost: Cost) -> None:
         """See `TrainerPort.resumed`."""
         self._progress.credit(cost.seconds)
+        self.budget.spent += cost.epochs
 
     def _train(
         self,

@@ -16,6 +16,7 @@ from core.job import Preprocess
 from core.measure.memory import MemoryNotMeasured
 from core.report import Cost
 from core.state import State
+from core.training.budget import EpochsBudget
 from core.training.port import FitResult, Score, SplitName
 from core.training_settings import Training
 
@@ -60,6 +61,7 @@ class ScriptedTrainer:
 
     def __init__(self, accuracies: Sequence[float] = (), steps: int = 1, forward: bool = False) -> None:
         self.training = Training()
+        self.budget = EpochsBudget()
         self.labels: list[tuple[str, int]] = []
         self.expected: list[list[tuple[int, int]]] = []
         self.recalibrated: list[str] = []
@@ -79,6 +81,8 @@ class ScriptedTrainer:
         on_epoch: Callable[[dict[str, Any]], None] | None = None,
         restore_best: bool | None = None,
     ) -> FitResult:
+        epochs = self.budget.within(epochs)
+        self.budget.spent += epochs
         self.labels.append((label, epochs))
         network.train()
         for _ in range(epochs):
@@ -107,7 +111,7 @@ class ScriptedTrainer:
         self.expected.append(list(trainings))
 
     def resumed(self, cost: Cost) -> None:
-        pass
+        self.budget.spent += cost.epochs
 
 
 def no_memory(*arguments: Any, **named: Any) -> Any:
