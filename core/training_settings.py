@@ -26,7 +26,7 @@ from core.schedule_settings import OneCycleSchedule as OneCycleSchedule
 from core.schedule_settings import PlateauSchedule as PlateauSchedule
 from core.schedule_settings import RisingRestartsSchedule as RisingRestartsSchedule
 from core.schedule_settings import Schedule as Schedule
-from core.sections import Beta, Epochs, Items, Section, Share, check_span
+from core.sections import Beta, Epochs, Items, Section, Share, Span, check_span
 
 # --- optimizers ------------------------------------------------------------------------------------------------------
 
@@ -261,9 +261,28 @@ class Overrides(Section):
         return defaults.model_copy(update={name: value for name, value in given.items() if value is not None})
 
 
+class Local(Section):
+    """Only the blocks that were changed are trained, with `left` blocks in front of each and `right` behind it, the
+    rest of the network stays (Velici 2022, section 6.1.6). `grow` (phased): the vicinity grows, until at that share of
+    the fine-tuning or after that many epochs it is the whole network; null: never. `fine_tunings`: all of them, or
+    those of `low` in the policy, while those of the whole number of epochs train everything."""
+
+    left: int = Field(1, ge=0, le=10_000)
+    right: int = Field(1, ge=0, le=10_000)
+    grow: Annotated[Span, BeforeValidator(lambda value: value if value is None else check_span(value))] | None = None
+    fine_tunings: Literal["all", "low"] = "all"
+
+
 class FineTune(Overrides):
     """Training after a step, and between the rounds of one."""
 
     policy: Annotated[Policy, BeforeValidator(_policy, json_schema_input_type=Literal["once"] | Policy)] = Policy()
     epochs: Epochs = Field(10, description="of each fine-tuning")
     noise: WeightNoise | None = None
+    local: Local | None = None
+
+    @model_validator(mode="after")
+    def _local_is_of_some(self) -> FineTune:
+        if self.local is not None and self.local.fine_tunings == "low" and self.policy.low is None:
+            raise ValueError("local is for the fine-tunings of low, and the policy has none: fine_tunings: all")
+        return self

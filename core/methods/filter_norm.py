@@ -63,6 +63,7 @@ from core.state import State
 from core.targets import Goal
 from core.training.policies import FineTuning, expected_trainings
 from core.training.port import FitResult, TrainerPort, add_costs
+from core.training.vicinity import changed_layers
 from core.training_settings import FineTune
 
 PROOF_IMAGES = 4
@@ -217,6 +218,7 @@ def filter_norm(
         else:
             chosen = weakest(scores, like[run.round])
         removal: dict[str, list[int]] = {}
+        wound: list[str] = []
         check = None
         accuracy = fit.score.accuracy if fit.score else None
         if chosen:
@@ -224,6 +226,7 @@ def filter_norm(
             device = next(network.parameters()).device
             images, _ = next(iter(data.batches("validation", PROOF_IMAGES, device=device)))
             check = check_cut(network, removal, smaller, images).model_copy(update={"name": f"exactness/{name}"})
+            wound = changed_layers(network, smaller)
             network = smaller
             trainer.recalibrate(network, label=f"{name}/recalibrate")
             accuracy = trainer.evaluate(network, "validation").accuracy
@@ -236,7 +239,7 @@ def filter_norm(
         if removal:
             run.visit(step, counts, accuracy)
             guard.look(network, len(run.plan), accuracy)
-        tuned = tuning.after(run.round, accuracy, last=is_over(counts))
+        tuned = tuning.after(run.round, accuracy, last=is_over(counts), wound=wound)
         emit(f"{name}/select", signal=signal, scope=scope, scores=scores, removed=removal,
              layers=run.plan[-1]["layers"] if removal else {},
              widths={group.name: group.width - len(removal.get(group.name, [])) for group in groups},

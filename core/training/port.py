@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -59,6 +59,7 @@ class TrainerPort(Protocol):
         on_batch: Callable[[Network], None] | None = None,
         on_epoch: Callable[[dict[str, Any]], None] | None = None,
         restore_best: bool | None = None,
+        moving: Callable[[int, int], Collection[str]] | None = None,
     ) -> FitResult: ...
 
     def evaluate(self, network: Network, split: SplitName) -> Score: ...

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -27,7 +27,7 @@ from core.report import Cost
 from core.state import State
 from core.training.budget import EpochsBudget
 from core.training.checkpoints import Fit
-from core.training.freezing import trained_only, unfrozen
+from core.training.freezing import trained_only, trained_parameters
 from core.training.losses import check_losses, distils, training_loss
 from core.training.memory_format import images_channels_last, to_channels_last
 from core.training.mixing import mixed
@@ -99,6 +99,7 @@ class Trainer:
         on_batch: Callable[[Network], None] | None = None,
         on_epoch: Callable[[dict[str, Any]], None] | None = None,
         restore_best: bool | None = None,
+        moving: Callable[[int, int], Collection[str]] | None = None,
     ) -> FitResult:
         """Trains `network` in place for `epochs` epochs, or as many of them as `budget` has left; with `restore_best`
         (default: as `training` says) it is left with the weights of the epoch that was best on validation, else with
@@ -107,6 +108,7 @@ class Trainer:
         `state` is this training's own scope; if it holds an earlier attempt at the training called `label`, that is
         continued. `on_batch(network)` is called after every optimizer step, `on_epoch(record)` after every epoch before
         a checkpoint is written, so that what the caller puts into its state there belongs to the same moment.
+        `moving(n, epochs)` names the parameters that epoch n trains, never fewer than the epoch before; None: all.
         Emits `<label>/epoch/<n>`, n from 1, and `<label>/stopped` where `early_stop` ends it before its last epoch.
 
         Raises `TrainingDiverged` where the loss is NaN or infinite, `RecipeInvalid` where batches are too small for
@@ -115,15 +117,12 @@ class Trainer:
         restore_best = training.restore_best if restore_best is None else restore_best
         network.to(self._device)
         to_channels_last(network)
-        moving = unfrozen(network, training)
-        if not moving:
-            fault = Fault("/training/freeze", "the classifier is all that the network has", "none")
-            raise RecipeInvalid("nothing is left to be trained", faults=[fault])
+        epochs = self.budget.within(epochs)
+        trained = trained_parameters(network, training, moving, epochs)
         parameters = dict(network.named_parameters())
-        optimizer = build_optimizer(training.optimizer, [parameters[name] for name in moving])
+        optimizer = build_optimizer(training.optimizer, [parameters[name] for name in trained[-1]])
         fit = Fit.resumed(label, state, network, optimizer)
         self._progress.credit(fit.cost.seconds)
-        epochs = self.budget.within(epochs)
         counts = count(network)
         self._progress.stage((self._prefix + label).partition("/")[0])
         saved_at, saved_epoch = self._clock(), len(fit.epochs)
@@ -134,7 +133,7 @@ class Trainer:
                 )
                 break
             started = self._clock()
-            with trained_only(network, moving):
+            with trained_only(network, trained[epoch - 1]):
                 rate, loss, accuracy = self._train(
                     network,
                     optimizer,
@@ -164,6 +163,8 @@ class Trainer:
                 "seconds": seconds,
                 "images": images,
             }
+            if moving is not None:
+                record["trained_params"] = sum(parameters[name].numel() for name in trained[epoch - 1])
             fit.epochs.append(record)
             spent = Cost(epochs=1, epoch_params=counts.params, images=images, seconds=seconds)
             fit.cost = add_costs(fit.cost, spent)
@@ -253,7 +254,6 @@ class Trainer:
         """One epoch. Returns the rate at its first batch, and loss and accuracy averaged over it as it went."""
         seed = derived_seed(self._seed, label)
         torch.manual_seed(derived_seed(seed, f"dropout/{epoch}"))
-        network.train()
         steps = self._dataset.batch_count("train", training.batch_size)
         losses = torch.zeros(steps, device=self._device)
         loss_sum = torch.zeros((), dtype=torch.float64, device=self._device)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,7 @@ class ScriptedTrainer:
     def __init__(self, accuracies: Sequence[float] = (), steps: int = 1, forward: bool = False) -> None:
         self.training = Training()
         self.budget = EpochsBudget()
+        self.moving: list[list[list[str]] | None] = []
         self.labels: list[tuple[str, int]] = []
         self.expected: list[list[tuple[int, int]]] = []
         self.recalibrated: list[str] = []
@@ -80,7 +81,9 @@ class ScriptedTrainer:
         on_batch: Callable[[Network], None] | None = None,
         on_epoch: Callable[[dict[str, Any]], None] | None = None,
         restore_best: bool | None = None,
+        moving: Callable[[int, int], Collection[str]] | None = None,
     ) -> FitResult:
+        self.moving.append(None if moving is None else [sorted(moving(n + 1, epochs)) for n in range(epochs)])
         epochs = self.budget.within(epochs)
         self.budget.spent += epochs
         self.labels.append((label, epochs))

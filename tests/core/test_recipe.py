@@ -208,3 +208,29 @@ def test_random_scores_are_not_normalised() -> None:
     assert "leave one of them out" in found["/steps/0"].message
     step = parse_recipe({"steps": [STEP | {"normalize": "max"}]}).steps[0].at_random()
     assert step.model_dump()["normalize"] == "none"
+
+
+def test_local_fine_tunings() -> None:
+    low = {"low": 1, "high": {"loops": 2}}
+    written = {"left": 2, "right": 0, "grow": 0.5, "fine_tunings": "low"}
+    recipe = parse_recipe({"steps": [STEP | {"fine_tune": {"policy": low, "local": written}}]})
+    assert recipe.model_dump(mode="json")["steps"][0]["fine_tune"]["local"] == written
+    assert parse_recipe(recipe.model_dump(mode="json")) == recipe
+    for local, pointer, words in (
+        ({"fine_tunings": "low"}, "/steps/0/fine_tune", "the policy has none"),
+        ({"grow": 1.5}, "/steps/0/fine_tune/local/grow", "a share"),
+        ({"left": -1}, "/steps/0/fine_tune/local/left", "at least 0"),
+        ({"blocks": 3}, "/steps/0/fine_tune/local/blocks", "unknown field"),
+    ):
+        found = faults({"steps": [STEP | {"fine_tune": {"local": local}}]})
+        assert list(found) == [pointer]
+        assert words in f"{found[pointer].message} {found[pointer].expected}"
+    assert "unknown field" in faults({"training": {"local": {}}, "steps": [STEP]})["/training/local"].message
+
+
+def test_a_budget_of_epochs() -> None:
+    assert parse_recipe({"epochs_budget": 100, "steps": [STEP]}).epochs_budget == 100
+    assert "at least 1" in str(faults({"epochs_budget": 0, "steps": [STEP]})["/epochs_budget"].expected)
+    late = {"schedule": {"name": "multistep", "milestones": [8]}, "epochs": 20}
+    told = faults({"epochs_budget": 8, "steps": [STEP | {"fine_tune": late}]})[""].message
+    assert "the longest training with that schedule has 8" in told
