@@ -22,7 +22,7 @@ from pydantic import (
 
 from core.job import Preprocess, Splits
 from core.recipe import Recipe, Requirements
-from core.training_settings import Items
+from core.sections import Items
 from store.records import Artifact, Attempt, Dataset, Event, Job, JobState, Model, UploadState
 
 Text = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]*$")]

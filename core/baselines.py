@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_serializer
 
-from core.training_settings import Overrides, Section, Training
+from core.sections import Section
+from core.training_settings import Overrides, Training
 
 Kind = Literal["unpruned", "random", "scratch"]
 Epochs = Annotated[int, Field(ge=1, le=100_000)]

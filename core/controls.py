@@ -21,11 +21,12 @@ from core.outcome import Done
 from core.progress import Progress
 from core.recipe import Recipe
 from core.report import Cost
+from core.schedule_settings import Milestones
 from core.state import State
 from core.steps import planned, run_steps
 from core.training.seeds import derived_seed
 from core.training.trainer import Trainer
-from core.training_settings import MultistepSchedule, Training
+from core.training_settings import Training
 
 
 @dataclass
@@ -80,6 +81,8 @@ def expected(recipe: Recipe, network: Network, original: Counts) -> dict[str, li
     steps = [planned(step, network, original, recipe.export) for step in recipe.steps]
     every = [training for trainings in steps for training in trainings]
     epochs = sum(number for number, _ in every)
+    if recipe.epochs_budget is not None:
+        epochs = min(epochs, recipe.epochs_budget)
     last = every[-1][1] if every else original.macs
     for baseline in recipe.baselines:
         prefix = prefix_of(baseline.kind)
@@ -123,7 +126,7 @@ def stretched(training: Training, epochs: int) -> Training:
     changes: dict[str, Any] = {"early_stop": 0}
     epochs = max(1, epochs)
     schedule = training.schedule
-    if isinstance(schedule, MultistepSchedule) and any(isinstance(item, int) for item in schedule.milestones):
+    if isinstance(schedule, Milestones) and any(isinstance(item, int) for item in schedule.milestones):
         shares = tuple(milestone / epochs for milestone in schedule.milestones if milestone < epochs)
         changes["schedule"] = schedule.model_copy(update={"milestones": shares})
     if isinstance(training.warmup, int) and training.warmup:
@@ -153,6 +156,7 @@ def random(baseline: Baseline, ran: Ran, around: Surroundings, state: State) -> 
         state=state,
         prefix=prefix,
         like=ran.done.removed,
+        epochs_budget=around.recipe.epochs_budget,
     )
     warnings = [f"control random: {warning}" for warning in done.warnings]
     return Control("random", done.network, done.cost, "the recipe's steps", warnings)

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, model_validator
 
 from core.recipe import Recipe, Requirements
-from core.training_settings import Items
+from core.sections import Items
 
 
 class _Record(BaseModel):

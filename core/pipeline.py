@@ -122,6 +122,7 @@ class _Job:
             progress=self.progress,
             emit=self.emit,
             state=state,
+            epochs_budget=self.recipe.epochs_budget,
         )
         self._controls(task, Ran(start, done, counts, accuracy), dataset, state)
         if inserted is not None:

@@ -18,16 +18,9 @@ from core.baselines import AnyBaseline, Baseline
 from core.documents import DocumentInvalid, load_yaml
 from core.errors import Fault, RecipeInvalid
 from core.faults import faults_of, given
-from core.training_settings import (
-    Epochs,
-    FineTune,
-    Items,
-    MultistepSchedule,
-    Overrides,
-    Section,
-    Share,
-    Training,
-)
+from core.schedule_settings import Milestones
+from core.sections import Epochs, Items, Section, Share
+from core.training_settings import FineTune, Overrides, Training
 
 # --- steps -----------------------------------------------------------------------------------------------------------
 
@@ -252,6 +245,9 @@ class Recipe(Section):
         "keep", description="insert: behind every layer that has none while the steps run, folded away at the end"
     )
     training: Training = Training()
+    epochs_budget: int | None = Field(
+        None, ge=1, le=1_000_000, description="epochs that all trainings of the steps may take together"
+    )
     allow_near_chance: bool = Field(False, description="go on although the original is no better than guessing")
     steps: Items[Step] = Field(min_length=1, max_length=16, description="a list of steps, each with its method")
     baselines: Items[AnyBaseline] = Field(
@@ -285,7 +281,7 @@ class Recipe(Section):
         warmups: dict[int, int] = {}
         for training, epochs in self.trainings():
             schedule = training.schedule
-            if isinstance(schedule, MultistepSchedule) and schedule.milestones:
+            if isinstance(schedule, Milestones) and schedule.milestones:
                 last = schedule.milestones[-1]
                 if isinstance(last, int):
                     milestones[last] = max(epochs, milestones.get(last, 0))
@@ -315,6 +311,8 @@ class Recipe(Section):
     def trainings(self) -> list[tuple[Training, int]]:
         """Settings and epochs of each kind of training that steps and baselines ask for, where that can be told."""
         found = [training for step in self.steps for training in step.trainings(self.training)]
+        if self.epochs_budget is not None:
+            found = [(training, min(epochs, self.epochs_budget)) for training, epochs in found]
         for baseline in self.baselines:
             if baseline.kind == "scratch" and isinstance(baseline.settings.budget, int):
                 found.append((baseline.settings.training(self.training), baseline.settings.budget))

@@ -16,6 +16,7 @@ from core.progress import Progress
 from core.recipe import Export, Step, Train
 from core.state import State
 from core.targets import Goal
+from core.training.budget import EpochsBudget
 from core.training.port import TrainerPort
 from core.training.seeds import derived_seed
 
@@ -70,18 +71,28 @@ def run_steps(
     state: State,
     prefix: str = "",
     like: Sequence[Sequence[Mapping[str, int]]] | None = None,
+    epochs_budget: int | None = None,
 ) -> Done:
     """What `steps` make of `network`, each from where an earlier attempt left it in `state`.
 
     Args:
         original: counts of the original, the unit of targets; accuracy: its validation accuracy, 0-1.
         like: for the control `random`: of each step and round, how many units of which group go.
+        epochs_budget: that all trainings of the steps may take together.
         prefix: of the parts of the progress and, as `emit` and `trainer` put it in front already, of the events.
     """
     done = Done.of(state, network)
+    trainer.budget = EpochsBudget(epochs_budget)
     if done.steps:
         trainer.resumed(done.cost)
+    later = [] if epochs_budget is None else [planned(step, network, original, export) for step in steps]
     for index, step in enumerate(steps[done.steps :], start=done.steps):
+        trainer.budget.expect(
+            [
+                (sum(epochs for epochs, _ in trainings), isinstance(other, Train))
+                for other, trainings in zip(steps[index + 1 :], later[index + 1 :], strict=False)
+            ]
+        )
         part = f"{prefix}step/{index}"
         progress.begin(prefix.partition("/")[0] or "prune", part)
         outcome = METHODS[step.method](

@@ -5,12 +5,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 from pydantic import (
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Discriminator,
     Field,
     SerializerFunctionWrapHandler,
@@ -20,34 +18,15 @@ from pydantic import (
     model_validator,
 )
 
-Item = TypeVar("Item")
-Items = Annotated[tuple[Item, ...], Strict(False)]  # a document has lists, strictly no tuples
-Share = Annotated[float, Field(gt=0, lt=1)]
-Beta = Annotated[float, Field(ge=0, lt=1)]
-Epochs = Annotated[int, Field(ge=0, le=10_000)]
-Span = Annotated[int, Field(ge=1, le=10_000)] | Share
-"""Of a training: a float is a share of it, an integer a number of epochs."""
-
-
-class Section(BaseModel):
-    # strict: true is no number, "1" no integer; an integer is a number all the same
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-
-def check_span(value: Any) -> Any:
-    """Refuses what is neither a share nor a number of epochs, in words."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError("must be a number: a share of the training as a float (0.5), or epochs as an integer")
-    if isinstance(value, float) and not 0 < value < 1:
-        raise ValueError("a float is a share of the training, between 0 and 1; a number of epochs is an integer")
-    if isinstance(value, int) and value < 1:
-        raise ValueError("a number of epochs is at least 1")
-    return value
-
-
-def _is_zero(value: Any) -> bool:
-    return type(value) is int and value == 0
-
+from core.schedule_settings import ConstantSchedule as ConstantSchedule
+from core.schedule_settings import CosineRestartsSchedule as CosineRestartsSchedule
+from core.schedule_settings import CosineSchedule as CosineSchedule
+from core.schedule_settings import MultistepSchedule as MultistepSchedule
+from core.schedule_settings import OneCycleSchedule as OneCycleSchedule
+from core.schedule_settings import PlateauSchedule as PlateauSchedule
+from core.schedule_settings import RisingRestartsSchedule as RisingRestartsSchedule
+from core.schedule_settings import Schedule as Schedule
+from core.sections import Beta, Epochs, Items, Section, Share, Span, check_span
 
 # --- optimizers ------------------------------------------------------------------------------------------------------
 
@@ -77,88 +56,7 @@ class AdamW(Section):
     weight_decay: float = Field(1e-2, ge=0, le=1)
 
 
-# --- schedules -------------------------------------------------------------------------------------------------------
-
-
-class ConstantSchedule(Section):
-    """The same rate throughout."""
-
-    name: Literal["constant"]
-
-
-class MultistepSchedule(Section):
-    """The rate times `gamma` at each milestone. Milestones are shares of the training, or numbers of epochs done."""
-
-    name: Literal["multistep"]
-    milestones: Items[Annotated[Span, BeforeValidator(check_span)]] = (0.5, 0.75)
-    gamma: float = Field(0.1, gt=0, lt=1)
-
-    @field_validator("milestones")
-    @classmethod
-    def _ascending(cls, value: tuple[float, ...]) -> tuple[float, ...]:
-        if len({type(item) for item in value}) > 1:
-            raise ValueError("milestones are all shares (floats), or all numbers of epochs (integers)")
-        if list(value) != sorted(set(value)):
-            raise ValueError("milestones must ascend, each once")
-        return value
-
-
-class CosineSchedule(Section):
-    """From the rate down to `final` times the rate along half a cosine, once per batch."""
-
-    name: Literal["cosine"] = "cosine"
-    final: float = Field(0.0, ge=0, lt=1)
-
-
-class CosineRestartsSchedule(Section):
-    """`cycles` half cosines one after the other, each `multiplier` times as long as the one before (Loshchilov & Hutter
-    2017). They fill the training: 3 cycles with a multiplier of 2 take 1/7, 2/7 and 4/7 of it."""
-
-    name: Literal["cosine_restarts"]
-    cycles: int = Field(3, ge=2, le=100)
-    multiplier: float = Field(1.0, ge=1, le=10)
-    final: float = Field(0.0, ge=0, lt=1)
-
-
-class OneCycleSchedule(Section):
-    """Up from `start` times the rate to the rate at `peak` of the training, then down to `final` times it, both along
-    half a cosine (Smith & Topin 2018, as in `torch.optim.lr_scheduler.OneCycleLR`). The momentum (of AdamW the first
-    beta) goes the other way between the two of `momentum`; null leaves it alone."""
-
-    name: Literal["one_cycle"]
-    peak: Share = 0.3
-    start: float = Field(0.04, gt=0, le=1)
-    final: float = Field(4e-6, ge=0, le=1)
-    momentum: Annotated[tuple[Beta, Beta], Strict(False)] | None = (0.85, 0.95)
-
-    @field_validator("momentum")
-    @classmethod
-    def _ascending(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
-        if value is not None and not 0 < value[0] <= value[1]:
-            raise ValueError("momentum is [least, most], both above 0")
-        return value
-
-
-class PlateauSchedule(Section):
-    """The rate times `factor` once `watch` on the validation split has not become better for more than `patience`
-    epochs, down to `minimum` times the rate (`torch.optim.lr_scheduler.ReduceLROnPlateau`). Better is lower (loss) or
-    higher (accuracy) by more than `threshold`, a share of the best."""
-
-    name: Literal["plateau"]
-    watch: Literal["loss", "accuracy"] = "loss"
-    factor: float = Field(0.1, gt=0, lt=1)
-    patience: int = Field(5, ge=0, le=1_000)
-    threshold: float = Field(1e-3, ge=0, lt=1)
-    minimum: float = Field(0.0, ge=0, lt=1)
-
-
-# --- the whole -------------------------------------------------------------------------------------------------------
-
 Optimizer = Annotated[Sgd | AdamW, Discriminator("name")]
-Schedule = Annotated[
-    ConstantSchedule | MultistepSchedule | CosineSchedule | CosineRestartsSchedule | OneCycleSchedule | PlateauSchedule,
-    Discriminator("name"),
-]
 
 
 # --- augmentation ----------------------------------------------------------------------------------------------------
@@ -210,6 +108,12 @@ NullAugment = Annotated[
     ),
 ]
 BatchSize = Annotated[int, Field(ge=1, le=65_536)]
+
+
+def _is_zero(value: Any) -> bool:
+    return type(value) is int and value == 0
+
+
 Warmup = Annotated[
     Annotated[int, Field(ge=0, le=10_000)] | Share,
     BeforeValidator(lambda value: value if value is None or _is_zero(value) else check_span(value)),
@@ -357,9 +261,28 @@ class Overrides(Section):
         return defaults.model_copy(update={name: value for name, value in given.items() if value is not None})
 
 
+class Local(Section):
+    """Only the blocks that were changed are trained, with `left` blocks in front of each and `right` behind it, the
+    rest of the network stays (Velici 2022, section 6.1.6). `grow` (phased): the vicinity grows, until at that share of
+    the fine-tuning or after that many epochs it is the whole network; null: never. `fine_tunings`: all of them, or
+    those of `low` in the policy, while those of the whole number of epochs train everything."""
+
+    left: int = Field(1, ge=0, le=10_000)
+    right: int = Field(1, ge=0, le=10_000)
+    grow: Annotated[Span, BeforeValidator(lambda value: value if value is None else check_span(value))] | None = None
+    fine_tunings: Literal["all", "low"] = "all"
+
+
 class FineTune(Overrides):
     """Training after a step, and between the rounds of one."""
 
     policy: Annotated[Policy, BeforeValidator(_policy, json_schema_input_type=Literal["once"] | Policy)] = Policy()
     epochs: Epochs = Field(10, description="of each fine-tuning")
     noise: WeightNoise | None = None
+    local: Local | None = None
+
+    @model_validator(mode="after")
+    def _local_is_of_some(self) -> FineTune:
+        if self.local is not None and self.local.fine_tunings == "low" and self.policy.low is None:
+            raise ValueError("local is for the fine-tunings of low, and the policy has none: fine_tunings: all")
+        return self

@@ -63,6 +63,7 @@ from core.state import State
 from core.targets import Goal
 from core.training.policies import FineTuning, expected_trainings
 from core.training.port import FitResult, TrainerPort, add_costs
+from core.training.vicinity import changed_layers
 from core.training_settings import FineTune
 
 PROOF_IMAGES = 4
@@ -113,6 +114,11 @@ def filter_norm(
     def is_done(counts: Counts) -> bool:
         return target.met(counts) if like is None else run.round >= len(like)
 
+    def is_over(counts: Counts) -> bool:
+        """Whether there is no other round, be it for lack of epochs."""
+        room = like is not None or trainer.budget.has_room_for(every_epochs, fine_tuned=fine_tune.epochs > 0)
+        return is_done(counts) or not room
+
     if "front" not in state:  # a fresh start
         if is_done(count(network)):
             reason = "the target is met already"
@@ -121,6 +127,7 @@ def filter_norm(
             return Outcome(network, [], [], Cost(), [], skipped=reason)
         if like is None:
             require_reachable(network, target, channel_multiple=channel_multiple, step=step)
+            trainer.budget.require_room_for(every_epochs, fine_tuned=fine_tune.epochs > 0, step=step)
         run.visit(step, count(network), trainer.evaluate(network, "validation").accuracy)
         state.put(**run.values())
 
@@ -135,18 +142,19 @@ def filter_norm(
         step=step,
         seed=seed,
         rounds=run.round + len(rounds) - 1,
+        round_epochs=every_epochs,
         accuracy=run.front[0].validation_accuracy or 0.0,
     )
     guard = Guard(target, state=state.scope("guard"))
     to_come = tuning.expect(rounds[1:], done=run.round)
     emit(f"{label}/plan", rounds_done=run.round, rounds_to_come=len(rounds) - 1,
-         epochs=(len(rounds) - 1) * every_epochs + sum(epochs for epochs, _ in to_come),
+         epochs=trainer.budget.within((len(rounds) - 1) * every_epochs + sum(epochs for epochs, _ in to_come)),
          groups=_described(filter_groups(network), channel_multiple))  # fmt: skip
 
     while True:
         if state.get("stopped"):  # by the guard, before the end of an earlier attempt
             break
-        met = is_done(count(network))
+        met = is_over(count(network))
         rounds = rounds if met or len(rounds) > 1 else [count(network).macs, rounds[-1]]  # the estimate was short
         due = [(tuning.due.epochs, count(network).macs)] if tuning.due else []
         trainer.expect(
@@ -165,6 +173,9 @@ def filter_norm(
                 break
         if met:
             break
+        if is_over(count(network)):  # the fine-tuning has left too little: there were more rounds than planned
+            tuning.after(run.round, run.accuracy, last=True)
+            continue
         rounds = rounds[1:]
 
         groups = filter_groups(network)
@@ -207,6 +218,7 @@ def filter_norm(
         else:
             chosen = weakest(scores, like[run.round])
         removal: dict[str, list[int]] = {}
+        wound: list[str] = []
         check = None
         accuracy = fit.score.accuracy if fit.score else None
         if chosen:
@@ -214,6 +226,7 @@ def filter_norm(
             device = next(network.parameters()).device
             images, _ = next(iter(data.batches("validation", PROOF_IMAGES, device=device)))
             check = check_cut(network, removal, smaller, images).model_copy(update={"name": f"exactness/{name}"})
+            wound = changed_layers(network, smaller)
             network = smaller
             trainer.recalibrate(network, label=f"{name}/recalibrate")
             accuracy = trainer.evaluate(network, "validation").accuracy
@@ -226,7 +239,7 @@ def filter_norm(
         if removal:
             run.visit(step, counts, accuracy)
             guard.look(network, len(run.plan), accuracy)
-        tuned = tuning.after(run.round, accuracy, last=is_done(counts))
+        tuned = tuning.after(run.round, accuracy, last=is_over(counts), wound=wound)
         emit(f"{name}/select", signal=signal, scope=scope, scores=scores, removed=removal,
              layers=run.plan[-1]["layers"] if removal else {},
              widths={group.name: group.width - len(removal.get(group.name, [])) for group in groups},
@@ -238,7 +251,9 @@ def filter_norm(
         state.drop("fit", "norms")
         state.save(**run.values(), weights=network.state_dict())
 
-    warnings, accuracy = tuning.never_reached(run.round), run.accuracy
+    warnings, accuracy = [*tuning.never_reached(run.round), *tuning.cut_short()], run.accuracy
+    if not is_done(count(network)) and not state.get("stopped"):
+        warnings.append(f"step {step} ended after {run.round} round(s), short of its target: {trainer.budget.told}")
     if not guard.admits(run.accuracy):
         network, cuts, accuracy = guard.smallest(given, run.plan, step=step)
         emit(f"{label}/guard", max_accuracy_drop=guard.allowed, lost=guard.lost(run.accuracy or 0.0),

@@ -35,8 +35,9 @@ def train(
     """
     label = f"prune/step/{step}"
     network = network.clone()
-    if epochs == 0:
-        reason = "it has no epochs"
+    given = trainer.budget.within(epochs)
+    if given == 0:
+        reason = f"no epoch is left: {trainer.budget.told}" if epochs else "it has no epochs"
         emit(f"{label}/skipped", reason=reason)
         return Outcome(network, [], [], Cost(), [], skipped=reason)
     counts = count(network)
@@ -44,11 +45,12 @@ def train(
     fit = trainer.fit(
         network,
         training=settings.resolved(trainer.training),
-        epochs=epochs,
+        epochs=given,
         label=label,
         state=state.scope("fit"),
     )
     accuracy = fit.score.accuracy if fit.score else None
     point = FrontPoint(step=step, round=0, params=counts.params, macs=counts.macs, filters=counts.filters,
                        validation_accuracy=accuracy)  # fmt: skip
-    return Outcome(network, [], [point], fit.cost, [], accuracy=accuracy)
+    warnings = [f"step {step} had {given} of {epochs} epochs: {trainer.budget.told}"] if given < epochs else []
+    return Outcome(network, [], [point], fit.cost, [], warnings=warnings, accuracy=accuracy)

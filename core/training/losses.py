@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor
 from torch.nn import functional
 
+from core.errors import TrainingDiverged
 from core.training.mixing import Mixed
 from core.training_settings import Distill, Training
 
@@ -42,3 +46,15 @@ def training_loss(
 def distils(training: Training) -> bool:
     """Whether a teacher is asked at all."""
     return training.distill is not None and training.distill.weight > 0
+
+
+def check_losses(losses: Tensor, rates: Sequence[float], *, label: str, epoch: int) -> None:
+    """Raises `TrainingDiverged` at the first step whose loss is not finite. losses: (steps,), rates: of each step."""
+    finite = torch.isfinite(losses)
+    if bool(finite.all()):
+        return
+    step = int((~finite).nonzero()[0])
+    raise TrainingDiverged(
+        f"the loss became {losses[step].item()} in {label}, epoch {epoch}, step {step + 1}, at learning rate "
+        f"{rates[step]:g}; a lower rate may help"
+    )

@@ -13,9 +13,10 @@ from typing import Any
 from core.graph.network import Network
 from core.state import State
 from core.targets import ROUNDING
-from core.training.classifier import classifier_layers
+from core.training.freezing import left_alone, unfrozen
 from core.training.port import FitResult, TrainerPort
 from core.training.seeds import derived_seed
+from core.training.vicinity import Units, Vicinity
 from core.training.weight_noise import add_weight_noise
 from core.training_settings import FineTune, Moments
 
@@ -82,6 +83,9 @@ class FineTuning:
             `fine_tune/<step>`.
         seed: of the noise on the weights.
         rounds: planned; what an earlier attempt planned is kept.
+        units: of the network that the step begins with, for `local`; None: it takes no layer out, and whatever is
+            fine-tuned has the same.
+        round_epochs: that a round itself trains, before its cut.
         accuracy: on validation, of the network that the step begins with.
     """
 
@@ -95,14 +99,18 @@ class FineTuning:
         seed: int,
         rounds: int,
         accuracy: float,
+        round_epochs: int = 0,
+        units: Units | None = None,
     ) -> None:
         self._settings = settings
         self._trainer = trainer
         self._state = state
         self._step = step
         self._seed = seed
+        self._round_epochs = round_epochs
+        self._units = units
         if "rounds" not in state:
-            state.put(rounds=rounds, reference=accuracy, due=None, whole=0)
+            state.put(rounds=rounds, reference=accuracy, due=None, whole=0, wanted=0, given=0, wound=[])
 
     @property
     def rounds(self) -> int:
@@ -116,15 +124,28 @@ class FineTuning:
         due: dict[str, Any] | None = self._state["due"]
         return None if due is None else Due(**due)
 
-    def after(self, round: int, accuracy: float | None, *, last: bool) -> dict[str, Any]:
-        """Notes what follows round `round`, which has left `accuracy` on validation. Returns it for the event."""
+    def after(self, round: int, accuracy: float | None, *, last: bool, wound: Sequence[str] = ()) -> dict[str, Any]:
+        """Notes what follows round `round`, which has left `accuracy` on validation. Returns it for the event.
+
+        `wound`: the layers that it has changed or taken out. `last`: there is no round after it. Where a budget of
+        epochs is short, the fine-tuning gets its share of it.
+        """
         lost = None if accuracy is None else self._state["reference"] - accuracy
         epochs = epochs_due(self._settings, round=round, rounds=self.rounds, lost=lost, last=last)
         moments = self._settings.policy.moments
         whole = last or (moments is not None and is_moment(moments, round=round, rounds=self.rounds, lost=lost))
-        due = {"round": round, "epochs": epochs, "whole": whole} if epochs else None
-        self._state.put(due=due)
-        return {"accuracy_lost": lost, "fine_tune_epochs": epochs}
+        given = self._share(epochs, round=round, last=last)
+        due = {"round": round, "epochs": given, "whole": whole} if given else None
+        self._state.put(due=due, wanted=self._state["wanted"] + epochs, given=self._state["given"] + given)
+        self._state.put(wound=[*self._state["wound"], *(name for name in wound if name not in self._state["wound"])])
+        return {"accuracy_lost": lost, "fine_tune_epochs": given}
+
+    def _share(self, epochs: int, *, round: int, last: bool) -> int:
+        rounds = 0 if last else max(1, self.rounds - round)  # there is one more at least, whatever was planned
+        to_come = self.expect([0] * rounds, done=round)
+        return self._trainer.budget.share(
+            epochs, rounds=rounds * self._round_epochs, to_come=sum(number for number, _ in to_come), least=int(last)
+        )
 
     def expect(self, macs: Sequence[int], *, done: int) -> list[tuple[int, int]]:
         """(epochs, MACs) of what is still to come: of what is due, and of the rounds after each of which the network
@@ -140,8 +161,10 @@ class FineTuning:
         assert due is not None, "nothing is due"
         label = f"fine_tune/{self._step}" + ("" if last else f"/round/{due.round}")
         state, training = self._state.scope("fit"), self._settings.resolved(self._trainer.training)
+        near = self._vicinity(network, due)
         if self._settings.noise is not None and "weights" not in state:  # else an earlier attempt has trained on
-            spared = classifier_layers(network) if training.freeze == "classifier" else []
+            trained = set(unfrozen(network, training))
+            spared = left_alone(network, trained if near is None else trained.intersection(near.at(1, due.epochs)))
             add_weight_noise(network, self._settings.noise, seed=derived_seed(self._seed, label), spared=spared)
         fit = self._trainer.fit(
             network,
@@ -150,12 +173,27 @@ class FineTuning:
             label=label,
             state=state,
             on_epoch=on_epoch,
+            moving=None if near is None else near.at,
         )
         self._state.drop("fit")
-        self._state.put(due=None, whole=self._state["whole"] + due.whole)
+        self._state.put(due=None, wound=[], whole=self._state["whole"] + due.whole)
         if due.whole and fit.score is not None:
             self._state.put(reference=fit.score.accuracy)
         return fit
+
+    def _vicinity(self, network: Network, due: Due) -> Vicinity | None:
+        """What is trained where that is not everything."""
+        local = self._settings.local
+        if local is None or (due.whole and local.fine_tunings == "low"):
+            return None
+        return Vicinity(network, self._state["wound"], local, self._units)
+
+    def cut_short(self) -> list[str]:
+        """A warning where a budget of epochs has left the fine-tunings less than they would have taken."""
+        wanted, given = self._state["wanted"], self._state["given"]
+        if given == wanted:
+            return []
+        return [f"the fine-tuning of step {self._step} had {given} of {wanted} epochs: {self._trainer.budget.told}"]
 
     def never_reached(self, rounds: int) -> list[str]:
         """A warning where moments were named that the step did not get to, or more loops than there could be."""

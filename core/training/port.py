@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from core.graph.network import Network
 from core.report import Cost
 from core.state import State
+from core.training.budget import EpochsBudget
 from core.training_settings import Training
 
 SplitName = Literal["train", "validation", "test"]
@@ -41,6 +42,10 @@ class FitResult:
 
 
 class TrainerPort(Protocol):
+    budget: EpochsBudget
+    """Of the recipe's steps. `fit` books what it takes, and takes no more than is left: it does so many epochs, by a
+    schedule of so many, and none where nothing is left."""
+
     @property
     def training(self) -> Training:
         """The recipe's defaults of every training."""
@@ -56,6 +61,7 @@ class TrainerPort(Protocol):
         on_batch: Callable[[Network], None] | None = None,
         on_epoch: Callable[[dict[str, Any]], None] | None = None,
         restore_best: bool | None = None,
+        moving: Callable[[int, int], Collection[str]] | None = None,
     ) -> FitResult: ...
 
     def evaluate(self, network: Network, split: SplitName) -> Score: ...
@@ -66,7 +72,7 @@ class TrainerPort(Protocol):
         """Tells the progress what is still to come in `part`: (epochs, the network's MACs) of each training."""
 
     def resumed(self, cost: Cost) -> None:
-        """Tells the progress what an earlier attempt spent."""
+        """Tells the progress and the budget what was spent before."""
 
 
 def add_costs(left: Cost, right: Cost) -> Cost:

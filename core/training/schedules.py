@@ -11,16 +11,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from core.training_settings import (
+from core.schedule_settings import (
     ConstantSchedule,
     CosineRestartsSchedule,
     CosineSchedule,
     MultistepSchedule,
     OneCycleSchedule,
     PlateauSchedule,
+    RisingRestartsSchedule,
     Schedule,
-    Training,
 )
+from core.training_settings import Training
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,14 @@ def constant(schedule: ConstantSchedule, place: Place) -> float:
 def multistep(schedule: MultistepSchedule, place: Place) -> float:
     """gamma ** (milestones reached)."""
     return schedule.gamma ** sum(place.step >= place.length(milestone) for milestone in schedule.milestones)
+
+
+def rising_restarts(schedule: RisingRestartsSchedule, place: Place) -> float:
+    """factor ** (milestones reached), times the cosine from the last of them to the next, or to the end."""
+    starts = [0.0, *(place.length(milestone) for milestone in schedule.milestones), float(place.steps * place.epochs)]
+    done = sum(place.step >= start for start in starts[1:-1])
+    start, end = starts[done], min(starts[done + 1], starts[-1])
+    return schedule.factor**done * between(1.0, schedule.final, (place.step - start) / (end - start))
 
 
 def cosine(schedule: CosineSchedule, place: Place) -> float:
@@ -104,6 +113,7 @@ def _cycled(schedule: OneCycleSchedule, place: Place, start: float, peak: float,
 SCHEDULES: Mapping[str, Callable[[Any, Place], float]] = {
     "constant": constant,
     "multistep": multistep,
+    "rising_restarts": rising_restarts,
     "cosine": cosine,
     "cosine_restarts": cosine_restarts,
     "one_cycle": one_cycle,

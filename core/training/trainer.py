@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import torch
 
 from core.batch_size import inference_batch
 from core.data.datasets import Dataset
-from core.errors import Fault, RecipeInvalid, TrainingDiverged
+from core.errors import TrainingDiverged
 from core.events import Emit
 from core.graph.batch_norm import recalibrate
 from core.graph.counts import count
@@ -27,10 +26,13 @@ from core.report import Cost
 from core.state import State
 from core.tasks.classification import Classification
 from core.tasks.task import Figures, Task, joined
-from core.training.classifier import classifier_layers
+from core.training.budget import EpochsBudget
+from core.training.checkpoints import Fit
+from core.training.freezing import trained_only, trained_parameters
+from core.training.losses import check_losses
 from core.training.memory_format import images_channels_last, to_channels_last
 from core.training.mixing import mixed
-from core.training.optimizers import build_optimizer, load_optimizer, set_rate
+from core.training.optimizers import build_optimizer, set_rate
 from core.training.port import FitResult, Score, SplitName, add_costs
 from core.training.schedules import Place, momentum_at, rate_factor
 from core.training.seeds import derived_seed
@@ -44,15 +46,6 @@ the last: at most that much is repeated after a crash. Neither changes a number.
 RECALIBRATION_BATCH = 128
 RECALIBRATION_IMAGES = 2_048
 _LOSS_CHECK_STEPS = 50
-
-
-@dataclass
-class _Fit:
-    """A training that is under way: all that a checkpoint of it holds, besides weights and optimizer."""
-
-    epochs: list[dict[str, Any]]
-    best: dict[str, Any] | None  # {"epoch", "accuracy", "loss", "weights"}
-    cost: Cost
 
 
 class Trainer:
@@ -84,6 +77,7 @@ class Trainer:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.training = training
+        self.budget = EpochsBudget()
         self._dataset = dataset
         self._device = device
         self._seed = seed
@@ -105,13 +99,16 @@ class Trainer:
         on_batch: Callable[[Network], None] | None = None,
         on_epoch: Callable[[dict[str, Any]], None] | None = None,
         restore_best: bool | None = None,
+        moving: Callable[[int, int], Collection[str]] | None = None,
     ) -> FitResult:
-        """Trains `network` in place for `epochs` epochs; with `restore_best` (default: as `training` says) it is left
-        with the weights of the epoch that was best on validation, else with the last ones.
+        """Trains `network` in place for `epochs` epochs, or as many of them as `budget` has left; with `restore_best`
+        (default: as `training` says) it is left with the weights of the epoch that was best on validation, else with
+        the last ones.
 
         `state` is this training's own scope; if it holds an earlier attempt at the training called `label`, that is
         continued. `on_batch(network)` is called after every optimizer step, `on_epoch(record)` after every epoch before
         a checkpoint is written, so that what the caller puts into its state there belongs to the same moment.
+        `moving(n, epochs)` names the parameters that epoch n trains, never fewer than the epoch before; None: all.
         Emits `<label>/epoch/<n>`, n from 1, and `<label>/stopped` where `early_stop` ends it before its last epoch.
 
         Raises `TrainingDiverged` where the loss is NaN or infinite, `RecipeInvalid` where batches are too small for
@@ -120,18 +117,12 @@ class Trainer:
         restore_best = training.restore_best if restore_best is None else restore_best
         network.to(self._device)
         to_channels_last(network)
-        frozen = _frozen(network, training)
-        moving = [item for item in network.parameters() if not any(item is one for one in frozen)]
-        if not moving:
-            fault = Fault("/training/freeze", "the classifier is all that the network has", "none")
-            raise RecipeInvalid("nothing is left to be trained", faults=[fault])
-        optimizer = build_optimizer(training.optimizer, moving)
-        fit = _Fit([], None, Cost())
-        if state.get("label") == label:
-            fit = _Fit(list(state["epochs"]), state["best"], Cost(**state["cost"]))
-            network.load_state_dict(state["weights"])
-            load_optimizer(optimizer, state["optimizer"])
-            self._progress.credit(fit.cost.seconds)
+        epochs = self.budget.within(epochs)
+        trained = trained_parameters(network, training, moving, epochs)
+        parameters = dict(network.named_parameters())
+        optimizer = build_optimizer(training.optimizer, [parameters[name] for name in trained[-1]])
+        fit = Fit.resumed(label, state, network, optimizer)
+        self._progress.credit(fit.cost.seconds)
         counts = count(network)
         self._progress.stage((self._prefix + label).partition("/")[0])
         saved_at, saved_epoch = self._clock(), len(fit.epochs)
@@ -142,17 +133,18 @@ class Trainer:
                 )
                 break
             started = self._clock()
-            rate, loss, accuracy = self._train(
-                network,
-                optimizer,
-                training,
-                epoch=epoch,
-                epochs=epochs,
-                label=label,
-                macs=counts.macs,
-                records=fit.epochs,
-                on_batch=on_batch,
-            )
+            with trained_only(network, trained[epoch - 1]):
+                rate, loss, accuracy = self._train(
+                    network,
+                    optimizer,
+                    training,
+                    epoch=epoch,
+                    epochs=epochs,
+                    label=label,
+                    macs=counts.macs,
+                    records=fit.epochs,
+                    on_batch=on_batch,
+                )
             score = self.evaluate(network, "validation", macs=counts.macs)
             if not math.isfinite(score.loss):
                 raise TrainingDiverged(
@@ -172,6 +164,8 @@ class Trainer:
                 "seconds": seconds,
                 "images": images,
             }
+            if moving is not None:
+                record["trained_params"] = sum(parameters[name].numel() for name in trained[epoch - 1])
             fit.epochs.append(record)
             spent = Cost(epochs=1, epoch_params=counts.params, images=images, seconds=seconds)
             fit.cost = add_costs(fit.cost, spent)
@@ -183,16 +177,10 @@ class Trainer:
                 on_epoch(record)
             waited = self._clock() - saved_at >= CHECKPOINT_SECONDS or epoch - saved_epoch >= CHECKPOINT_EPOCHS
             if epoch == 1 or (waited and epoch < epochs):
-                state.save(
-                    label=label,
-                    epochs=fit.epochs,
-                    best=fit.best,
-                    cost=fit.cost.model_dump(),
-                    weights=network.state_dict(),
-                    optimizer=optimizer.state_dict(),
-                )
+                fit.save(state, network, optimizer)
                 saved_at, saved_epoch = self._clock(), epoch
         network.eval()
+        self.budget.spent += len(fit.epochs)
         if not fit.epochs:
             return FitResult([], None, None, fit.cost)
         kept = fit.epochs[-1]
@@ -242,12 +230,17 @@ class Trainer:
         """See `TrainerPort.expect`."""
         train, validation = (len(self._dataset.splits[name]) for name in ("train", "validation"))
         per_epoch = TRAINING_PASSES * train + validation
-        passes = sum(epochs * per_epoch * macs / self._original_macs for epochs, macs in trainings)
+        passes, left = 0.0, self.budget.left
+        for epochs, macs in trainings:
+            epochs = epochs if left is None else min(epochs, left)
+            left = None if left is None else left - epochs
+            passes += epochs * per_epoch * macs / self._original_macs
         self._progress.expect(self._prefix + part, passes=passes)
 
     def resumed(self, cost: Cost) -> None:
         """See `TrainerPort.resumed`."""
         self._progress.credit(cost.seconds)
+        self.budget.spent += cost.epochs
 
     def _train(
         self,
@@ -265,15 +258,12 @@ class Trainer:
         """One epoch. Returns the rate at its first batch, and loss and accuracy averaged over it as it went."""
         seed = derived_seed(self._seed, label)
         torch.manual_seed(derived_seed(seed, f"dropout/{epoch}"))
-        network.train()
         steps = self._dataset.batch_count("train", training.batch_size)
         losses = torch.zeros(steps, device=self._device)
         loss_sum = torch.zeros((), dtype=torch.float64, device=self._device)
         found: list[Figures] = []
         rates: list[float] = []
         layout = self._dataset.options.layout
-        for parameter in (frozen := _frozen(network, training)):
-            parameter.requires_grad_(False)  # no gradient, and so no part in what clip_norm measures
         batches = self._dataset.batches(
             "train",
             training.batch_size,
@@ -295,7 +285,7 @@ class Trainer:
             losses[step] = loss.detach()
             # every loss is looked at, but on an accelerator not one by one: that would wait for it at each step
             if self._device.type == "cpu" or step % _LOSS_CHECK_STEPS == _LOSS_CHECK_STEPS - 1 or step == steps - 1:
-                _check_losses(losses[: step + 1], rates, label=self._prefix + label, epoch=epoch)
+                check_losses(losses[: step + 1], rates, label=self._prefix + label, epoch=epoch)
             loss.backward()  # type: ignore[no-untyped-call]
             if training.clip_norm:
                 torch.nn.utils.clip_grad_norm_(network.parameters(), training.clip_norm)
@@ -305,29 +295,8 @@ class Trainer:
             if on_batch is not None:
                 on_batch(network)
             self._progress.advance(TRAINING_PASSES * len(labels) * macs / self._original_macs)
-        for parameter in frozen:
-            parameter.requires_grad_(True)
         images_in_all = len(self._dataset.splits["train"])
         return rates[0], loss_sum.item() / images_in_all, self.task.accuracy(joined(found))
-
-
-def _frozen(network: Network, training: Training) -> list[torch.nn.Parameter]:
-    """The parameters that `training` leaves alone."""
-    if training.freeze == "none":
-        return []
-    layers = network.layers()
-    return [item for name in classifier_layers(network) for item in layers[name].parameters()]
-
-
-def _check_losses(losses: torch.Tensor, rates: list[float], *, label: str, epoch: int) -> None:
-    finite = torch.isfinite(losses)
-    if bool(finite.all()):
-        return
-    step = int((~finite).nonzero()[0])
-    raise TrainingDiverged(
-        f"the loss became {losses[step].item()} in {label}, epoch {epoch}, step {step + 1}, at learning rate "
-        f"{rates[step]:g}; a lower rate may help"
-    )
 
 
 def _epochs_since_best(records: Sequence[dict[str, Any]]) -> int:

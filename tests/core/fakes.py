@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from core.job import Preprocess, Room
 from core.measure.memory import MemoryNotMeasured
 from core.report import Cost
 from core.state import State
+from core.training.budget import EpochsBudget
 from core.training.port import FitResult, Score, SplitName
 from core.training_settings import Training
 
@@ -62,6 +63,8 @@ class ScriptedTrainer:
 
     def __init__(self, accuracies: Sequence[float] = (), steps: int = 1, forward: bool = False) -> None:
         self.training = Training()
+        self.budget = EpochsBudget()
+        self.moving: list[list[list[str]] | None] = []
         self.labels: list[tuple[str, int]] = []
         self.expected: list[list[tuple[int, int]]] = []
         self.recalibrated: list[str] = []
@@ -80,7 +83,11 @@ class ScriptedTrainer:
         on_batch: Callable[[Network], None] | None = None,
         on_epoch: Callable[[dict[str, Any]], None] | None = None,
         restore_best: bool | None = None,
+        moving: Callable[[int, int], Collection[str]] | None = None,
     ) -> FitResult:
+        self.moving.append(None if moving is None else [sorted(moving(n + 1, epochs)) for n in range(epochs)])
+        epochs = self.budget.within(epochs)
+        self.budget.spent += epochs
         self.labels.append((label, epochs))
         network.train()
         for _ in range(epochs):
@@ -109,7 +116,7 @@ class ScriptedTrainer:
         self.expected.append(list(trainings))
 
     def resumed(self, cost: Cost) -> None:
-        pass
+        self.budget.spent += cost.epochs
 
 
 def no_memory(*arguments: Any, **named: Any) -> Any:

@@ -26,6 +26,7 @@ from core.progress import Progress
 from core.recipe import parse_recipe
 from core.report import Check, Report
 from core.report_markdown import to_markdown
+from core.schedule_settings import RisingRestartsSchedule
 from core.tasks import Classification
 from core.training.trainer import Trainer
 from core.training_settings import Distill, MultistepSchedule, Sgd, Training
@@ -183,6 +184,9 @@ def test_settings_in_epochs_are_stretched() -> None:
     found = stretched(training, 4)
     assert isinstance(found.schedule, MultistepSchedule)
     assert (found.schedule.milestones, found.warmup, found.early_stop, found.batch_size) == ((0.25, 0.75), 0.25, 0, 7)
+    rising = RisingRestartsSchedule(name="rising_restarts", milestones=(1, 3), factor=5)
+    found = stretched(training.model_copy(update={"schedule": rising}), 4)
+    assert found.schedule == rising.model_copy(update={"milestones": (0.25, 0.75)})
     stretched(training, 0)  # a fine-tuning of no epochs
     shares = training.model_copy(update={"schedule": MultistepSchedule(name="multistep"), "warmup": 0.1})
     assert stretched(shares, 4) == shares.model_copy(update={"early_stop": 0})

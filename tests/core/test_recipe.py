@@ -111,7 +111,7 @@ def test_one_number_stands_for_all_channels() -> None:
         ({"steps": [STEP], "training": {"optimizer": {"name": "lion"}}}, "/training/optimizer/name",
          "no name 'lion' is known here", "'sgd', 'adamw'"),
         ({"steps": [STEP], "training": {"schedule": {}}}, "/training/schedule/name", "its name is missing",
-         "'constant', 'cosine', 'cosine_restarts', 'multistep', 'one_cycle', 'plateau'"),
+         "'constant', 'cosine', 'cosine_restarts', 'multistep', 'one_cycle', 'plateau', 'rising_restarts'"),
         ({"steps": [STEP | {"fine_tune": {"optimizer": {"name": "adamw", "lrr": 1}}}]},
          "/steps/0/fine_tune/optimizer/lrr", "unknown field 'lrr', or one that is not built yet",
          "one of betas, lr, name, weight_decay"),
@@ -154,6 +154,9 @@ def test_spans_are_shares_or_epochs() -> None:
         ({"schedule": {"name": "multistep", "milestones": [0.5, 7]}}, "/training/schedule/milestones", "all shares"),
         ({"schedule": {"name": "multistep", "milestones": [7, 3]}}, "/training/schedule/milestones", "ascend"),
         ({"schedule": {"name": "multistep", "milestones": [12]}}, "", "the longest training with that schedule has 10"),
+        ({"schedule": {"name": "rising_restarts", "milestones": [12]}}, "", "never reached"),
+        ({"schedule": {"name": "rising_restarts", "milestones": []}}, "/training/schedule/milestones", "a milestone"),
+        ({"schedule": {"name": "rising_restarts", "factor": 1}}, "/training/schedule/factor", "above 1"),
         ({"warmup": 11}, "", "a warmup of 11 epochs never ends: the longest training with it has 10"),
         ({"schedule": {"name": "one_cycle", "momentum": [0.9, 0.8]}}, "/training/schedule/momentum", "[least, most]"),
         ({"augment": "flip"}, "/training/augment", "one of none, crop, crop_flip, or an object"),
@@ -217,3 +220,29 @@ def test_random_scores_are_not_normalised() -> None:
     assert "leave one of them out" in found["/steps/0"].message
     step = parse_recipe({"steps": [STEP | {"normalize": "max"}]}).steps[0].at_random()
     assert step.model_dump()["normalize"] == "none"
+
+
+def test_local_fine_tunings() -> None:
+    low = {"low": 1, "high": {"loops": 2}}
+    written = {"left": 2, "right": 0, "grow": 0.5, "fine_tunings": "low"}
+    recipe = parse_recipe({"steps": [STEP | {"fine_tune": {"policy": low, "local": written}}]})
+    assert recipe.model_dump(mode="json")["steps"][0]["fine_tune"]["local"] == written
+    assert parse_recipe(recipe.model_dump(mode="json")) == recipe
+    for local, pointer, words in (
+        ({"fine_tunings": "low"}, "/steps/0/fine_tune", "the policy has none"),
+        ({"grow": 1.5}, "/steps/0/fine_tune/local/grow", "a share"),
+        ({"left": -1}, "/steps/0/fine_tune/local/left", "at least 0"),
+        ({"blocks": 3}, "/steps/0/fine_tune/local/blocks", "unknown field"),
+    ):
+        found = faults({"steps": [STEP | {"fine_tune": {"local": local}}]})
+        assert list(found) == [pointer]
+        assert words in f"{found[pointer].message} {found[pointer].expected}"
+    assert "unknown field" in faults({"training": {"local": {}}, "steps": [STEP]})["/training/local"].message
+
+
+def test_a_budget_of_epochs() -> None:
+    assert parse_recipe({"epochs_budget": 100, "steps": [STEP]}).epochs_budget == 100
+    assert "at least 1" in str(faults({"epochs_budget": 0, "steps": [STEP]})["/epochs_budget"].expected)
+    late = {"schedule": {"name": "multistep", "milestones": [8]}, "epochs": 20}
+    told = faults({"epochs_budget": 8, "steps": [STEP | {"fine_tune": late}]})[""].message
+    assert "the longest training with that schedule has 8" in told

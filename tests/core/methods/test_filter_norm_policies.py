@@ -19,6 +19,7 @@ from core.outcome import Outcome
 from core.recipe import Target
 from core.state import State
 from core.targets import Goal
+from core.training.budget import EpochsBudget
 from core.training_settings import FineTune, Moments, Policy
 from tests.core.fakes import Dying, Events, Killed, ScriptedTrainer, small_dataset
 
@@ -47,19 +48,19 @@ class Run:
         accuracies: list[float],
         drop: float | None = None,
         events: Events | None = None,
+        budget: int | None = None,
+        **changes: Any,
     ) -> None:
         self.trainer, self.events, self.given = (
             ScriptedTrainer(accuracies),
             Events() if events is None else events,
             network(),
         )
+        self.trainer.budget = EpochsBudget(budget)
         self.outcome: Outcome = filter_norm(
             self.given,
             data,
-            signal="weights",
-            ratio_per_round=0.25,
-            every_epochs=1,
-            scope="local",
+            **{"signal": "weights", "ratio_per_round": 0.25, "every_epochs": 1, "scope": "local"} | changes,
             normalize="none",
             target=Goal(Target(filters=0.4, max_accuracy_drop=drop), count(self.given), accuracy=ORIGINAL),
             fine_tune=FineTune(policy=policy, epochs=5),
@@ -183,3 +184,47 @@ def test_a_guard_that_admits_no_cut_is_an_error(data: Dataset, tmp_path: Path) -
     ) as error:
         Run(tmp_path, data, Policy(every=1), [ORIGINAL, 0.9, 0.6, 0.7], drop=0.01)
     assert error.value.faults[0].pointer == "/steps/0/target/max_accuracy_drop"
+
+
+# --- a budget of epochs ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("policy", "budget", "expected"),
+    [
+        (Policy(), 9, [("fine_tune/0", 5)]),  # four rounds of one epoch, and all that was asked for
+        (Policy(), 6, [("fine_tune/0", 2)]),
+        (Policy(loops=2), 9, [("fine_tune/0/round/2", 2), ("fine_tune/0", 3)]),  # ⌊5 · 5 / 10⌋, and what is left
+    ],
+)
+def test_fine_tunings_share_what_the_rounds_leave(
+    policy: Policy, budget: int, expected: list[tuple[str, int]], data: Dataset, tmp_path: Path
+) -> None:
+    run = Run(tmp_path, data, policy, [], budget=budget)
+    assert run.fine_tunings == expected
+    assert run.outcome.cost.epochs == budget
+    given = sum(epochs for _, epochs in expected)
+    asked = 5 * len(expected)
+    short = [f"the fine-tuning of step 0 had {given} of {asked} epochs: epochs_budget is {budget}"]
+    assert run.outcome.warnings == (short if given < asked else [])
+
+
+def test_a_step_ends_where_no_round_fits_in(data: Dataset, tmp_path: Path) -> None:
+    """Rounds of two epochs: after two of them there is one left, which is the fine-tuning's."""
+    run = Run(tmp_path, data, Policy(), [], budget=5, every_epochs=2)
+    assert [epochs for _, epochs in run.trainer.labels] == [2, 2, 1]
+    assert len(run.outcome.plan) == 2
+    assert "step 0 ended after 2 round(s), short of its target: epochs_budget is 5" in run.outcome.warnings
+
+
+def test_small_fine_tunings_do_not_eat_the_last_one(data: Dataset, tmp_path: Path) -> None:
+    run = Run(tmp_path, data, Policy(low=3, high=Moments(loops=2)), [], budget=9)
+    assert run.outcome.cost.epochs == 9
+    assert run.fine_tunings[-1][0] == "fine_tune/0"
+    assert run.fine_tunings[-1][1] >= 1
+    assert len(run.outcome.plan) == 4, "all rounds"
+
+
+def test_a_budget_for_no_round_is_refused(data: Dataset, tmp_path: Path) -> None:
+    with pytest.raises(NothingRemoved, match="its first round needs 2"):
+        Run(tmp_path, data, Policy(), [], budget=1)

@@ -16,6 +16,7 @@ from core.data.datasets import Dataset
 from core.graph.architectures import build
 from core.graph.network import Network
 from core.progress import Progress
+from core.schedule_settings import RisingRestartsSchedule
 from core.state import State
 from core.training.port import FitResult
 from core.training.trainer import Trainer
@@ -121,6 +122,7 @@ def test_without_early_stopping_it_goes_to_the_end(data: Dataset, tmp_path: Path
         (Sgd(lr=0.05), OneCycleSchedule(name="one_cycle")),
         (AdamW(name="adamw"), OneCycleSchedule(name="one_cycle")),
         (Sgd(lr=0.05), CosineRestartsSchedule(name="cosine_restarts")),
+        (Sgd(lr=0.01), RisingRestartsSchedule(name="rising_restarts", factor=3)),
     ],
 )
 @pytest.mark.parametrize("kill_at", [1, 2])

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.optim import lr_scheduler
 
+from core.schedule_settings import RisingRestartsSchedule
 from core.training.optimizers import build_optimizer, set_rate
 from core.training.schedules import Place, momentum_at, rate_factor
 from core.training_settings import (
@@ -68,6 +69,17 @@ def test_restarts_are_those_of_torch(cycles: int, multiplier: int, first: int) -
     warm = lr_scheduler.CosineAnnealingWarmRestarts
     expected = torchs(lambda opt: warm(opt, first, multiplier, eta_min=0.1))
     assert factors(schedule) == pytest.approx([item["lr"] for item in expected])
+
+
+def test_a_training_is_resumed_with_higher_rates() -> None:
+    """Gschoßmann's 0.001, 0.01, 0.1: on a rate of 0.001 the factors 1, 10 and 100."""
+    constant = RisingRestartsSchedule(name="rising_restarts", milestones=(0.5, 0.75), final=1.0)
+    assert factors(constant, 1, 8) == pytest.approx([1, 1, 1, 1, 10, 10, 100, 100])
+    cosine = RisingRestartsSchedule(name="rising_restarts", milestones=(4, 6), factor=2)
+    half = (1 + 0.5**0.5) / 2
+    assert factors(cosine, 1, 8) == pytest.approx([1, half, 0.5, 1 - half, 2, 1, 4, 2])
+    later = RisingRestartsSchedule(name="rising_restarts", milestones=(9,), final=0.5)
+    assert factors(later, 1, 2) == pytest.approx([1, 0.75]), "a milestone that a short training does not get to"
 
 
 @pytest.mark.parametrize("peak", [0.3, 0.5])
