@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import traceback
 from pathlib import Path
 from typing import Any
 
+from core.data.contact_sheet import write_contact_sheet
 from core.data.datasets import load_dataset
 from core.graph.description import describe
 from core.graph.importers import load
@@ -39,9 +41,21 @@ def inspect_model(model: ModelInput, out: Path | None = None) -> dict[str, Any]:
     }
 
 
-def inspect_dataset(dataset: DatasetInput) -> dict[str, Any]:
-    """Counts per split and class, shape, classes, hashes, as JSON. Raises `DatasetRefused`."""
-    return load_dataset(dataset).summary()
+def inspect_dataset(dataset: DatasetInput, out: Path | None = None) -> dict[str, Any]:
+    """Counts per split and class, shape, classes, hashes, as JSON. Raises `DatasetRefused`.
+
+    A contact sheet goes to `out/contact_sheet.png` where there is an `out`. A dataset of which none can be made is as
+    good as any other: the warnings say so.
+    """
+    loaded = load_dataset(dataset)
+    summary = loaded.summary()
+    if out is not None:
+        try:
+            write_contact_sheet(loaded, out)
+        except Exception as error:
+            traceback.print_exc()  # for the worker's log
+            summary["warnings"].append(f"no contact sheet could be made: an unexpected {type(error).__name__}")
+    return summary
 
 
 def tensor_json(spec: TensorSpec) -> dict[str, Any]:
