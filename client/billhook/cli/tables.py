@@ -159,12 +159,18 @@ def report(report: Report) -> RenderableType:
     ]
     if not report.target_met:
         missed = [target for target in report.raw.get("targets", []) if not target.get("met", True)]
-        told = ", ".join(f"{each['name']} {each['reached']:.4g}, asked {each['target']:g}" for each in missed)
+        told = ", ".join(f"{each['name']} {_reached(each)}, asked {each['target']:g}" for each in missed)
         lines.append(f"the recipe's target was not met{': ' if told else ''}{told}")
     lines += [f"warning: {warning}" for warning in report.raw.get("warnings", [])]
     if lines:
         parts.append(Text("\n" + "\n".join(lines)))
     return Group(*parts)
+
+
+def _reached(target: Mapping[str, Any]) -> str:
+    """With its interval, where it was measured."""
+    low, high = target.get("low"), target.get("high")
+    return f"{target['reached']:.4g}" + ("" if low is None or high is None else f" ({low:.4g} to {high:.4g})")
 
 
 def _controls(report: Report, controls: Sequence[Mapping[str, Any]]) -> Table:
