@@ -117,6 +117,7 @@ GRAPH_EXAMPLE: dict[str, Any] = {
 GRAPH_ANSWERS: dict[int | str, dict[str, Any]] = {
     200: {"content": {"application/json": {"example": GRAPH_EXAMPLE}}},
 }
+CONTACT_SHEET_ANSWERS: dict[int | str, dict[str, Any]] = {200: {"content": {"image/png": {"schema": _BINARY}}}}
 
 RECIPE_CHECK = {"requestBody": _body({"application/json": {"schema": {"$ref": _REF.format(model="RecipeRequest")}}})}
 

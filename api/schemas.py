@@ -160,13 +160,22 @@ class ModelOut(_UploadOut):
         return cls.model_validate(_upload(model))
 
 
+class DatasetLinks(_Out):
+    self: str
+    contact_sheet: str | None = Field(description="a PNG of some images of each class; null where there is none")
+
+
 class DatasetOut(_UploadOut):
     uri: str
     options: Json
+    links: DatasetLinks
 
     @classmethod
     def of(cls, dataset: Dataset) -> DatasetOut:
-        return cls.model_validate({**_upload(dataset), "uri": dataset.uri})
+        here = f"/v1/datasets/{dataset.id}"
+        sheet = None if dataset.contact_sheet_sha256 is None else f"{here}/contact-sheet"
+        links = {"self": here, "contact_sheet": sheet}
+        return cls.model_validate({**_upload(dataset), "uri": dataset.uri, "links": links})
 
 
 def _upload(row: Model | Dataset) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from core.report import Cost
 from core.schedule_settings import Milestones
 from core.state import State
 from core.steps import planned, run_steps
+from core.targets import Exports
 from core.training.seeds import derived_seed
 from core.training.trainer import Trainer
 from core.training_settings import Training
@@ -68,6 +69,7 @@ class Surroundings:
     progress: Progress
     emit: Emit
     state: State
+    exports: Exports
 
 
 def prefix_of(kind: Kind) -> str:
@@ -75,10 +77,10 @@ def prefix_of(kind: Kind) -> str:
     return f"baseline/{kind}/"
 
 
-def expected(recipe: Recipe, network: Network, original: Counts) -> dict[str, list[tuple[int, int]]]:
+def expected(recipe: Recipe, network: Network, original: Counts, exports: Exports) -> dict[str, list[tuple[int, int]]]:
     """(epochs, MACs) of the trainings of each part of the controls, guessed before the steps have run."""
     found: dict[str, list[tuple[int, int]]] = {}
-    steps = [planned(step, network, original, recipe.export) for step in recipe.steps]
+    steps = [planned(step, network, original, recipe.export, exports) for step in recipe.steps]
     every = [training for trainings in steps for training in trainings]
     epochs = sum(number for number, _ in every)
     if recipe.epochs_budget is not None:
@@ -149,6 +151,7 @@ def random(baseline: Baseline, ran: Ran, around: Surroundings, state: State) -> 
         original=ran.original,
         accuracy=ran.accuracy,
         export=around.recipe.export,
+        exports=around.exports,
         seed=around.recipe.seed,
         trainer=around.trainer(prefix),
         progress=around.progress,

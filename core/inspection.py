@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import traceback
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from core.data.contact_sheet import write_contact_sheet
 from core.data.datasets import load_dataset
 from core.devices import torch_settings
 from core.graph.description import describe
@@ -42,11 +44,22 @@ def inspect_model(model: ModelInput, out: Path | None = None) -> dict[str, Any]:
     }
 
 
-def inspect_dataset(check: DatasetCheck, folder: Path | None = None) -> dict[str, Any]:
-    """Counts per split and class, shape, classes, hashes, as JSON. Images that do not fit memory go to `folder`
-    meanwhile. Raises `DatasetRefused`."""
+def inspect_dataset(check: DatasetCheck, workdir: Path | None = None) -> dict[str, Any]:
+    """Counts per split and class, shape, classes, hashes, as JSON. Raises `DatasetRefused`.
+
+    Images that do not fit memory go to `workdir/images` meanwhile, a contact sheet to `workdir/out/contact_sheet.png`.
+    A dataset of which no sheet can be made is as good as any other: the warnings say so.
+    """
     with torch_settings(torch.device("cpu"), check.threads):
-        return load_dataset(check.dataset, check.room, folder).summary()
+        loaded = load_dataset(check.dataset, check.room, None if workdir is None else workdir / "images")
+        summary = loaded.summary()
+        if workdir is not None:
+            try:
+                write_contact_sheet(loaded, workdir / "out")
+            except Exception as error:
+                traceback.print_exc()  # for the worker's log
+                summary["warnings"].append(f"no contact sheet could be made: an unexpected {type(error).__name__}")
+        return summary
 
 
 def tensor_json(spec: TensorSpec) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from core.graph.network import Network
 from core.graph.plans import replay
-from core.report import Check, Cost, FrontPoint
+from core.report import Check, Cost, FrontPoint, LatencyRatio
 from core.state import State
 from core.training.port import add_costs
 
@@ -19,7 +19,7 @@ class Outcome:
     `front`: every network visited. `checks`: the proof of each cut. `cost`: of all training in the step.
     `skipped`: why nothing was to be done (the target held already); then the plan is empty. `warnings`: what a reader
     of the report should know. `accuracy`: of what is left, on validation. `removed`: of each round, how many units of
-    which group; `random` removes as many.
+    which group; `random` removes as many. `latency`: of what is left, where the target asks for it.
     """
 
     network: Network
@@ -31,12 +31,13 @@ class Outcome:
     warnings: list[str] = field(default_factory=list)
     accuracy: float | None = None
     removed: list[dict[str, int]] = field(default_factory=list)
+    latency: LatencyRatio | None = None
 
 
 @dataclass
 class Done:
-    """What the steps so far have left. `plan` is replayable on the original. `accuracies`, `removed`: of each step, see
-    `Outcome`."""
+    """What the steps so far have left. `plan` is replayable on the original. `accuracies`, `removed`, `latencies`: of
+    each step, see `Outcome`."""
 
     network: Network
     steps: int = 0
@@ -47,6 +48,7 @@ class Done:
     warnings: list[str] = field(default_factory=list)
     accuracies: list[float | None] = field(default_factory=list)
     removed: list[list[dict[str, int]]] = field(default_factory=list)
+    latencies: list[LatencyRatio | None] = field(default_factory=list)
 
     @classmethod
     def of(cls, state: State, original: Network) -> Done:
@@ -65,6 +67,7 @@ class Done:
             warnings=list(state["warnings"]),
             accuracies=list(state["accuracies"]),
             removed=list(state["removed"]),
+            latencies=[None if item is None else LatencyRatio(**item) for item in state["latencies"]],
         )
 
     def add(self, outcome: Outcome) -> None:
@@ -76,6 +79,7 @@ class Done:
         self.steps += 1
         self.accuracies.append(outcome.accuracy)
         self.removed.append(outcome.removed)
+        self.latencies.append(outcome.latency)
         self.plan += outcome.plan
         self.front += outcome.front
         self.checks += outcome.checks
@@ -92,5 +96,6 @@ class Done:
             "warnings": self.warnings,
             "accuracies": self.accuracies,
             "removed": self.removed,
+            "latencies": [None if item is None else item.model_dump() for item in self.latencies],
             "weights": self.network.state_dict(),
         }

@@ -41,6 +41,7 @@ from core.data.source import SplitName
 from core.devices import require_device, torch_settings
 from core.errors import BillhookError, ExactnessFailed, ParityFailed
 from core.events import Emit, jsonable
+from core.exports import Exports
 from core.graph.counts import COUNTED, NOT_COUNTED, Counts, count
 from core.graph.export import check_parity, to_onnx, write_onnx
 from core.graph.external_data import unpack
@@ -58,7 +59,7 @@ from core.report_markdown import to_markdown
 from core.reproduction import described, fingerprint, reproduce
 from core.state import State, write_atomically
 from core.steps import planned, run_steps
-from core.targets import target_results
+from core.targets import latency_doubts, target_results
 from core.tasks import Task, joined, task_of
 from core.training.seeds import derived_seed
 from core.training.trainer import Trainer
@@ -105,6 +106,14 @@ class _Job:
         counts = count(original)
         task = task_of(self.recipe, original, dataset, self.device)
         trainer = self._trainer(task, dataset, counts)
+        self.exports = Exports(
+            original,
+            export=self.recipe.export,
+            folder=self.workdir / "exports",
+            inputs=lambda: sample_inputs(dataset, "test", original.origin.static_batch or 1).numpy(),
+            original_file=self._original_file if self.inputs.model.format == "onnx" else None,
+            measured=self.progress.tick,
+        )
         self._plan(original, counts, dataset, trainer)
         start, begun = self._begin(original)
         start, inserted = self._insert(start, dataset, trainer)
@@ -117,6 +126,7 @@ class _Job:
             original=counts,
             accuracy=accuracy,
             export=self.recipe.export,
+            exports=self.exports,
             seed=self.recipe.seed,
             trainer=trainer,
             progress=self.progress,
@@ -176,8 +186,8 @@ class _Job:
         scored = len(dataset.splits["validation"]) + len(dataset.splits["test"])
         self.progress.expect("baseline", passes=scored)
         for index, step in enumerate(self.recipe.steps):
-            trainer.expect(f"step/{index}", planned(step, original, counts, self.recipe.export))
-        for part, trainings in expected(self.recipe, original, counts).items():
+            trainer.expect(f"step/{index}", planned(step, original, counts, self.recipe.export, self.exports))
+        for part, trainings in expected(self.recipe, original, counts, self.exports).items():
             trainer.expect(part, trainings)
         files = 2 + len(self.recipe.baselines)
         self.progress.expect("export", seconds=files / 2 * EXPORT_SECONDS)
@@ -245,6 +255,7 @@ class _Job:
             progress=self.progress,
             emit=self.emit,
             state=state.scope("controls"),
+            exports=self.exports,
         )
         for control in run_controls(ran, around):
             if isinstance(control, Failed):
@@ -322,7 +333,7 @@ class _Job:
             self.recipe.requirements.overridden_by(self.inputs.requirements), variants["original"], variants["pruned"]
         )
         targets = target_results(
-            self.recipe.steps, count(original), count(done.network), accuracy=accuracy, accuracies=done.accuracies
+            self.recipe.steps, done, original=count(original), exports=self.exports, accuracy=accuracy
         )
         report = Report(
             variants=variants,
@@ -345,6 +356,7 @@ class _Job:
                 *done.warnings,
                 *self.warnings,
                 *doubts(variants),
+                *latency_doubts(targets, found["latency_ratio"]),
                 *doubted_controls([control.name for control in self.controls], seen, task),
             ],
             inputs=described(self.inputs, self.summary["splits"]),

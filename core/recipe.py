@@ -30,6 +30,7 @@ Remaining = Annotated[float, Field(gt=0, le=1)] | Annotated[int, Field(ge=1)]
 class Target(Section):
     """What must remain at most: a float is a share of the original (0.5 = half), an integer a count. All must hold.
 
+    `size` is of the exported ONNX file, in bytes. `latency` is a share: ONNX Runtime on the CPU, batch 1, one thread.
     `max_accuracy_drop` is a guard: the step ends with the smallest network it has seen that lost no more than that much
     of the original's validation accuracy (0-1), whether or not the rest of the target is met with it.
     """
@@ -37,9 +38,11 @@ class Target(Section):
     params: Remaining | None = None
     macs: Remaining | None = None
     filters: Remaining | None = None
+    size: Remaining | None = None
+    latency: Annotated[float, Field(gt=0, lt=1)] | None = None
     max_accuracy_drop: Annotated[float, Field(ge=0, lt=1)] | None = None
 
-    @field_validator("params", "macs", "filters", mode="before")
+    @field_validator("params", "macs", "filters", "size", mode="before")
     @classmethod
     def _share_or_count(cls, value: Any) -> Any:
         if isinstance(value, bool) or not isinstance(value, int | float):
@@ -54,15 +57,27 @@ class Target(Section):
             raise ValueError("a count is at least 1")
         return value
 
+    @field_validator("latency", mode="before")
+    @classmethod
+    def _share(cls, value: Any) -> Any:
+        if value is not None and not (isinstance(value, float) and 0 < value < 1):
+            raise ValueError(
+                "must be a share of the original's as a float between 0 and 1: milliseconds would be another target on "
+                "each machine"
+            )
+        return value
+
     @model_validator(mode="after")
     def _not_empty(self) -> Target:
-        if self.params is None and self.macs is None and self.filters is None:
-            raise ValueError("needs at least one of params, macs, filters; max_accuracy_drop is a guard beside them")
+        if self.latency is None and not self.sizes():
+            raise ValueError(
+                "needs at least one of params, macs, filters, size, latency; max_accuracy_drop is a guard beside them"
+            )
         return self
 
     def sizes(self) -> dict[str, float]:
-        """What must remain at most, of what is set."""
-        return self.model_dump(exclude_none=True, exclude={"max_accuracy_drop"})
+        """What must remain at most, of what is set and can be told without measuring."""
+        return self.model_dump(exclude_none=True, exclude={"latency", "max_accuracy_drop"})
 
 
 class FilterNorm(Section):
@@ -74,7 +89,7 @@ class FilterNorm(Section):
     every_epochs: int = Field(7, ge=1, le=1_000)
     scope: Literal["local", "global"] = "local"
     normalize: Literal["none", "max"] = "none"
-    target: Target = Field(description="what may remain at most of params, macs or filters")
+    target: Target = Field(description="what may remain at most of params, macs, filters, size or latency")
     fine_tune: FineTune = FineTune()
 
     @model_validator(mode="after")

@@ -137,10 +137,14 @@ class Cost(_Record):
 
 
 class TargetResult(_Record):
+    """`low`, `high`: the 95 % interval of what was measured (latency); it is met where `high` is at most the target."""
+
     name: str
     target: float
     reached: float
     met: bool
+    low: float | None = None
+    high: float | None = None
 
 
 class ControlResult(_Record):
@@ -163,8 +167,20 @@ class Confusion(_Record):
     counts: dict[str, list[list[int]]]
 
 
+class LatencyRatio(_Record):
+    """Latency over the original's, in ONNX Runtime on the CPU, batch 1 (or what the file fixes), one thread: the median
+    of several windows in which both take turns, and the 95 % interval of that median."""
+
+    ratio: float
+    low: float
+    high: float
+    windows: int
+    original_ms: float
+    candidate_ms: float
+
+
 class FrontPoint(_Record):
-    """A network that the run visited."""
+    """A network that the run visited. `file_bytes`, `latency`: where a target asks for them."""
 
     step: int
     round: int
@@ -172,6 +188,8 @@ class FrontPoint(_Record):
     macs: int
     filters: int
     validation_accuracy: float | None
+    file_bytes: int | None = Field(None, description="of the ONNX file that it would be exported as")
+    latency: LatencyRatio | None = None
 
 
 class Report(_Record):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from core.report import Cost, Latency, Report, Variant
+from core.report import Cost, Latency, Report, TargetResult, Variant
 
 _MIB = 2**20
 MAX_CLASSES = 20
@@ -228,7 +228,7 @@ def _figures(latency: Latency) -> list[str]:
 
 def _targets(report: Report) -> str:
     rows = [
-        [f"target {target.name}", f"at most {target.target:g}", f"{target.reached:.6g}", _mark(target.met)]
+        [f"target {target.name}", f"at most {target.target:g}", _reached(target), _mark(target.met)]
         for target in report.targets
     ]
     rows += [
@@ -241,6 +241,12 @@ def _targets(report: Report) -> str:
         for item in report.requirements
     ]
     return _table(["", "asked", "measured", "met"], rows)
+
+
+def _reached(target: TargetResult) -> str:
+    if target.low is None or target.high is None:
+        return f"{target.reached:.6g}"
+    return f"{target.reached:.4g} ({target.low:.4g} to {target.high:.4g}, 95 %)"
 
 
 def _checks(report: Report) -> str:
@@ -287,12 +293,21 @@ def _frozen(report: Report) -> list[str]:
 
 
 def _front(report: Report) -> str:
-    rows = [
-        [f"{point.step}", f"{point.round}", f"{point.params:,}", f"{point.macs:,}", f"{point.filters:,}",
-         "–" if point.validation_accuracy is None else f"{point.validation_accuracy:.2%}"]
-        for point in report.front
-    ]  # fmt: skip
-    return _table(["step", "round", "parameters", "MACs", "filters", "validation accuracy"], rows)
+    """Bytes and latency are there where a target asks for them."""
+    has_bytes = any(point.file_bytes is not None for point in report.front)
+    has_latency = any(point.latency is not None for point in report.front)
+    rows = []
+    for point in report.front:
+        row = [f"{point.step}", f"{point.round}", f"{point.params:,}", f"{point.macs:,}", f"{point.filters:,}"]
+        if has_bytes:
+            row.append("–" if point.file_bytes is None else f"{point.file_bytes:,}")
+        if has_latency:
+            told = point.latency
+            row.append("–" if told is None else f"{told.ratio:.3f} ({told.low:.3f} to {told.high:.3f})")
+        rows.append([*row, "–" if point.validation_accuracy is None else f"{point.validation_accuracy:.2%}"])
+    heads = ["step", "round", "parameters", "MACs", "filters"]
+    heads += ["file, bytes"] * has_bytes + ["latency ratio (95 %)"] * has_latency
+    return _table([*heads, "validation accuracy"], rows)
 
 
 def _method(report: Report) -> str:

@@ -9,12 +9,12 @@ from functools import cache
 from typing import Any, Literal
 
 from core.errors import Fault, NothingRemoved, TargetUnreachable
-from core.graph.counts import Counts, count
+from core.graph.counts import count
 from core.graph.cuts import cut
 from core.graph.groups import ChannelGroup, channel_groups
 from core.graph.network import Network
 from core.graph.operators.convolution import CONVOLUTIONS
-from core.targets import Goal
+from core.targets import Goal, Present
 from core.widths import Chunk, chunks, least_width, removal_of, share_of, simulated_widths, take, unit_multiple
 
 Scope = Literal["local", "global"]
@@ -79,16 +79,16 @@ def cut_no_more_than_needed(
     network: Network, chosen: list[Chunk], target: Goal | None
 ) -> tuple[dict[str, list[int]], Network, dict[str, Any]]:
     """Removes the shortest beginning of `chosen` with which `target` holds; all of it where it does not hold even then,
-    and where there is none.
+    where there is none, and where it asks for a latency, which would have to be measured of each.
 
     Returns what was removed, the smaller network and the plan entry.
     """
 
     def met(number: int) -> bool:
-        return target is not None and target.met(count(cut(network, removal_of(chosen[:number]))[0]))
+        return target is not None and target.met(target.present(cut(network, removal_of(chosen[:number]))[0]))
 
     smaller, entry = cut(network, removal_of(chosen))
-    if target is not None and len(chosen) > 1 and target.met(count(smaller)):
+    if target is not None and len(chosen) > 1 and target.met(target.present(smaller)):
         fewer = 1 + bisect_left(range(1, len(chosen)), True, key=met)
         if fewer < len(chosen):
             chosen = chosen[:fewer]
@@ -114,7 +114,7 @@ def require_reachable(network: Network, target: Goal, *, channel_multiple: int, 
         described = ", ".join(f"{group.name} has {group.width}" for group in groups)
         fault = Fault("/export/channel_multiple", f"{message}: {described}", "a smaller channel_multiple")
         raise NothingRemoved(message, faults=[fault])
-    missed = [result for result in target.results(count(cut(network, removal)[0])) if not result.met]
+    missed = [result for result in target.results(target.present(cut(network, removal)[0])) if not result.met]
     if not missed:
         return
     faults = [
@@ -134,27 +134,32 @@ def planned_rounds(network: Network, target: Goal, *, ratio: float, channel_mult
     """MACs at the start of each round that is expected until `target` holds (or widths are least), and after the last.
 
     Widths are simulated with local scope (which the scores do not enter); the last round, which takes only what the
-    target needs, is taken to go half of its way; counts in between are on a straight line. Only the progress depends
-    on it.
+    target needs, is taken to go half of its way; counts in between are on a straight line; a share of the latency is
+    taken for one of the MACs. Only the progress and the places of `loops` depend on it.
     """
     groups = filter_groups(network)
     widths = {group.name: group.width for group in groups}
     multiples = {group.name: (unit_multiple(group, channel_multiple), group.always_kept) for group in groups}
 
     @cache
-    def after(rounds: int) -> Counts:
+    def after(rounds: int) -> Present:
         left = simulated_widths(widths, multiples, ratio, rounds)
         removal = {name: list(range(widths[name] - left[name])) for name in left if left[name] < widths[name]}
-        return count(cut(network, removal)[0]) if removal else count(network)
+        return target.present(cut(network, removal)[0] if removal else network)
 
-    if target.met(count(network)):
+    if target.expected(target.present(network)):
         return [count(network).macs]
     most, least = 1, {group.name: least_of(group, channel_multiple) for group in groups}
-    while not target.met(after(most)) and simulated_widths(widths, multiples, ratio, most) != least:
+    while not target.expected(after(most)) and simulated_widths(widths, multiples, ratio, most) != least:
         most *= 2
-    rounds = 1 + bisect_left(range(1, most), True, key=lambda number: target.met(after(number)))
-    first, last = count(network).macs, (after(rounds - 1).macs + after(rounds).macs) // 2
+    rounds = 1 + bisect_left(range(1, most), True, key=lambda number: target.expected(after(number)))
+    first, last = count(network).macs, (after(rounds - 1).counts.macs + after(rounds).counts.macs) // 2
     return [first + (last - first) * number // rounds for number in range(rounds + 1)]
+
+
+def is_at_least(network: Network, channel_multiple: int) -> bool:
+    """Whether every layer has its least width, so that no round removes anything more."""
+    return all(group.width == least_of(group, channel_multiple) for group in filter_groups(network))
 
 
 def least_of(group: ChannelGroup, channel_multiple: int) -> int:

@@ -15,7 +15,7 @@ from core.outcome import Done, Outcome
 from core.progress import Progress
 from core.recipe import Export, Step, Train
 from core.state import State
-from core.targets import Goal
+from core.targets import Exports, Goal
 from core.training.budget import EpochsBudget
 from core.training.port import TrainerPort
 from core.training.seeds import derived_seed
@@ -25,13 +25,12 @@ _RESOLVED = {"method", "target", "fine_tune"}
 """Fields of a step that are not handed to its method as they are."""
 
 
-def planned(step: Step, network: Network, original: Counts, export: Export) -> list[tuple[int, int]]:
+def planned(step: Step, network: Network, original: Counts, export: Export, exports: Exports) -> list[tuple[int, int]]:
     """(epochs, MACs) of each training that `step` would take on `network`; a guess, which the step corrects."""
     if isinstance(step, Train):
         return [(step.epochs, count(network).macs)] if step.epochs else []
-    return planned_trainings(
-        network, step, target=Goal(step.target, original), channel_multiple=export.channel_multiple
-    )
+    target = Goal(step.target, original, exports=exports)
+    return planned_trainings(network, step, target=target, channel_multiple=export.channel_multiple)
 
 
 def given(
@@ -40,6 +39,7 @@ def given(
     original: Counts,
     accuracy: float,
     export: Export,
+    exports: Exports,
     seed: int,
     like: Sequence[Mapping[str, int]] | None,
 ) -> dict[str, Any]:
@@ -47,7 +47,7 @@ def given(
     if isinstance(step, Train):
         return {"epochs": step.epochs, "settings": step}
     return {
-        "target": Goal(step.target, original, accuracy),
+        "target": Goal(step.target, original, accuracy, exports),
         "fine_tune": step.fine_tune,
         "seed": seed,
         "channel_multiple": export.channel_multiple,
@@ -64,6 +64,7 @@ def run_steps(
     original: Counts,
     accuracy: float,
     export: Export,
+    exports: Exports,
     seed: int,
     trainer: TrainerPort,
     progress: Progress,
@@ -77,6 +78,7 @@ def run_steps(
 
     Args:
         original: counts of the original, the unit of targets; accuracy: its validation accuracy, 0-1.
+        exports: what networks are as files, for targets of size and latency.
         like: for the control `random`: of each step and round, how many units of which group go.
         epochs_budget: that all trainings of the steps may take together.
         prefix: of the parts of the progress and, as `emit` and `trainer` put it in front already, of the events.
@@ -107,6 +109,7 @@ def run_steps(
                 original=original,
                 accuracy=accuracy,
                 export=export,
+                exports=exports,
                 seed=derived_seed(seed, f"{prefix}step/{index}"),
                 like=None if like is None else like[index],
             ),

@@ -118,7 +118,7 @@ class Model(Upload, kw_only=True):
 
 
 class Dataset(Upload, kw_only=True):
-    """`uri` is `upload` or `builtin:<name>`."""
+    """`uri` is `upload` or `builtin:<name>`. `contact_sheet_sha256`: of a PNG in the storage, if there is one."""
 
     __tablename__ = "datasets"
     __table_args__ = (
@@ -127,6 +127,8 @@ class Dataset(Upload, kw_only=True):
     )
 
     uri: Mapped[str] = mapped_column(String(255), default="upload")
+    contact_sheet_sha256: Mapped[str | None] = mapped_column(String(64), default=None, index=True)
+    contact_sheet_bytes: Mapped[int | None] = mapped_column(BigInteger, default=None)
 
 
 class Job(Record, kw_only=True):

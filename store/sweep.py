@@ -38,5 +38,5 @@ def sweep(engine: Engine, artifacts: ArtifactStore, now: datetime | None = None)
 
 
 def _named(session: Session) -> set[str]:
-    columns = (Artifact.sha256, Model.sha256, Model.graph_sha256, Dataset.sha256)
+    columns = (Artifact.sha256, Model.sha256, Model.graph_sha256, Dataset.sha256, Dataset.contact_sheet_sha256)
     return {sha256 for column in columns for sha256 in session.scalars(select(column).distinct()) if sha256 is not None}

@@ -190,13 +190,15 @@ def release_check(
 
 def set_ready(
     session: Session, check: Check, summary: Mapping[str, Any], now: datetime | None = None, *,
-    graph: tuple[str, int] | None = None,
+    graph: tuple[str, int] | None = None, contact_sheet: tuple[str, int] | None = None,
 ) -> None:  # fmt: skip
-    """The upload may be used; `summary` says what it is. `graph`: sha256 and bytes of the description of a model's
-    graph, which is in the storage already. Raises `LeaseLost`."""
+    """The upload may be used; `summary` says what it is. `graph`, `contact_sheet`: sha256 and bytes of the description
+    of a model's graph and of a dataset's PNG, which are in the storage already. Raises `LeaseLost`."""
     subject = _checked(session, check)
     if graph is not None and isinstance(subject, Model):
         subject.graph_sha256, subject.graph_bytes = graph
+    if contact_sheet is not None and isinstance(subject, Dataset):
+        subject.contact_sheet_sha256, subject.contact_sheet_bytes = contact_sheet
     _close(session, subject, "ready", now or now_utc(), summary=storable(summary))
 
 

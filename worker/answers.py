@@ -18,9 +18,11 @@ from core.events import STAGES
 from core.graph_report import GraphTotals, NetworkGraph
 from core.report import Report
 from worker.lines import EventLine, deeper_than
+from worker.png import NotPng, check_png
 
 REQUIRED_OUTPUTS = ("pruned.onnx", "report.json", "report.md", "plan.json", "weights.safetensors")
 GRAPH = "graph.json"
+CONTACT_SHEET = "contact_sheet.png"
 MAX_REPORT_BYTES = 64 * 2**20
 MAX_DEPTH = 64
 MAX_FAULTS = 100
@@ -115,6 +117,19 @@ def checked_graph(files: Mapping[str, Path]) -> Path:
         raise OutputRefused(
             "what the check left is no description of a graph", faults=_faults(error, f"/out/{GRAPH}")
         ) from None
+    return path
+
+
+def checked_contact_sheet(files: Mapping[str, Path]) -> Path | None:
+    """The contact sheet among the files that a dataset's check left; None where it could make none. Raises
+    `OutputRefused` if it is no PNG, or too large a one."""
+    path = files.get(CONTACT_SHEET)
+    if path is None:
+        return None
+    try:
+        check_png(path)
+    except NotPng as error:
+        raise OutputRefused(f"the dataset's contact sheet {error}") from None
     return path
 
 

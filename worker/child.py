@@ -60,11 +60,10 @@ def inspect_model(workdir: Path, emit: Emit) -> Mapping[str, Any]:
 
 
 def inspect_dataset(workdir: Path, emit: Emit) -> Mapping[str, Any]:
-    """The summary of an uploaded dataset. Raises what makes it unusable."""
+    """The summary of an uploaded dataset, and its contact sheet in `workdir/out`. Raises what makes it unusable."""
     from core import inspection
 
-    check = DatasetCheck.model_validate_json((workdir / "job.json").read_bytes())
-    return inspection.inspect_dataset(check, workdir / "images")
+    return inspection.inspect_dataset(DatasetCheck.model_validate_json((workdir / "job.json").read_bytes()), workdir)
 
 
 OPERATIONS: Mapping[str, Operation] = {

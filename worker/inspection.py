@@ -14,7 +14,7 @@ from store.database import reading, transaction
 from store.errors import ArtifactCorrupt, ArtifactMissing, LeaseLost, StorageUnavailable
 from store.records import Dataset, Model
 from store.uploads import Check
-from worker.answers import OutputRefused, checked_graph, checked_summary, error_body
+from worker.answers import OutputRefused, checked_contact_sheet, checked_graph, checked_summary, error_body
 from worker.attempt import fetch_dataset, fetch_model
 from worker.context import Context
 from worker.heart import Heart, Held
@@ -105,9 +105,14 @@ def _close(context: Context, check: Check, heart: Heart, ended: Ended, workdir: 
         log.warning("child died", subject=check.subject_id, error=ended.body["message"], output_tail=ended.output_tail)
     if ended.verdict == "result":
         summary = checked_summary(check.kind, ended.body)
-        graph = _store_graph(context, workdir) if check.kind == "model" else None
-        with transaction(context.engine) as session:
-            uploads.set_ready(session, check, summary, graph=graph)
+        if check.kind == "model":
+            graph = _store_graph(context, workdir)
+            with transaction(context.engine) as session:
+                uploads.set_ready(session, check, summary, graph=graph)
+        else:
+            sheet = _store_contact_sheet(context, workdir)
+            with transaction(context.engine) as session:
+                uploads.set_ready(session, check, summary, contact_sheet=sheet)
         return
     with transaction(context.engine) as session:
         if ended.verdict == "error":
@@ -120,3 +125,10 @@ def _store_graph(context: Context, workdir: Path) -> tuple[str, int]:
     """Store what the child found the model to be made of: its sha256 and size. The bytes come before the record."""
     with held_outputs(workdir) as files:
         return context.storage.put_file(checked_graph(files))
+
+
+def _store_contact_sheet(context: Context, workdir: Path) -> tuple[str, int] | None:
+    """Store the sheet that the child made of a dataset, if it made one: its sha256 and size."""
+    with held_outputs(workdir) as files:
+        path = checked_contact_sheet(files)
+        return None if path is None else context.storage.put_file(path)

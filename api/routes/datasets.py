@@ -6,13 +6,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
 from fastapi import APIRouter, Request, Response
+from fastapi.responses import StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
 from api.bodies import media_type, parse_json, read_body, validate
 from api.errors import Refused
-from api.openapi import DATASET_UPLOAD
+from api.openapi import CONTACT_SHEET_ANSWERS, DATASET_UPLOAD
 from api.pages import PageSize, PageToken, cut
-from api.routes.models import Sha256
+from api.routes.artifacts import send_stored
+from api.routes.models import Sha256, require_ready
 from api.schemas import DatasetOut, DatasetPage, DatasetRequest
 from api.services import Caller, Services, Shared, Wait
 from api.uploads import Received, receive_upload
@@ -125,6 +127,31 @@ async def get_dataset(
 ) -> DatasetOut:
     """One dataset; `?wait=` waits until it has been checked."""
     return await _checked(request, services, caller.owner, dataset_id, wait)
+
+
+@router.get("/{dataset_id}/contact-sheet", response_class=StreamingResponse, responses=CONTACT_SHEET_ANSWERS)
+async def get_contact_sheet(
+    request: Request, dataset_id: str, services: Shared, caller: Caller, wait: Wait = 0
+) -> Response:
+    """Some training images of each class on one PNG: in the size and colour that the model gets, before `mean` and
+    `std`.
+
+    409 `input_not_ready` while the dataset is being checked (`?wait=` waits for that), `input_refused` with the reason
+    where it was refused; 404 where no sheet could be made (`summary.warnings` says so). `ETag` is the sha256 of the
+    answer; `If-None-Match` is honoured.
+    """
+    dataset = await services.wait(
+        request,
+        lambda session: uploads.get(session, Dataset, caller.owner, dataset_id),
+        lambda found: found.state != "checking",
+        wait,
+    )
+    require_ready(DatasetOut.of(dataset), "dataset")
+    sha256, size = dataset.contact_sheet_sha256, dataset.contact_sheet_bytes
+    if sha256 is None or size is None:
+        message = "the dataset has no contact sheet: none could be made, or it was checked before there were any"
+        raise Refused("not_found", message)
+    return await send_stored(request, services, sha256, size, media_type="image/png")
 
 
 @router.delete("/{dataset_id}", status_code=204)

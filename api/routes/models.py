@@ -14,7 +14,7 @@ from api.errors import Refused
 from api.openapi import GRAPH_ANSWERS, MODEL_UPLOAD
 from api.pages import PageSize, PageToken, cut
 from api.routes.artifacts import send_stored
-from api.schemas import ModelOut, ModelPage
+from api.schemas import DatasetOut, ModelOut, ModelPage
 from api.services import Caller, Services, Shared, Wait
 from api.uploads import Received, receive_upload
 from core.errors import Fault
@@ -142,21 +142,22 @@ async def get_model_graph(
         lambda found: found.state != "checking",
         wait,
     )
-    if model.state == "checking":
-        raise Refused("input_not_ready", f"still being checked: {model_id}; try again soon")
-    if model.state == "refused":
-        raise _refused(model)
+    require_ready(ModelOut.of(model), "model")
     if model.graph_sha256 is None or model.graph_bytes is None:
         raise Refused("not_found", "the model was checked before graphs were described: delete it and add it again")
     return await send_stored(request, services, model.graph_sha256, model.graph_bytes, media_type="application/json")
 
 
-def _refused(model: Model) -> Refused:
-    reason = ModelOut.of(model).refusal
-    if reason is None:
-        return Refused("input_refused", "the model was refused")
-    faults = [Fault(fault.pointer, fault.message, fault.expected) for fault in reason.faults]
-    return Refused("input_refused", f"the model was refused ({reason.code}): {reason.message}", faults=faults)
+def require_ready(upload: ModelOut | DatasetOut, kind: str) -> None:
+    """Raises `Refused` unless the upload has been checked and may be used; where it was refused, with the reason."""
+    if upload.state == "checking":
+        raise Refused("input_not_ready", f"still being checked: {upload.id}; try again soon")
+    if upload.state == "refused":
+        reason = upload.refusal
+        if reason is None:
+            raise Refused("input_refused", f"the {kind} was refused")
+        faults = [Fault(fault.pointer, fault.message, fault.expected) for fault in reason.faults]
+        raise Refused("input_refused", f"the {kind} was refused ({reason.code}): {reason.message}", faults=faults)
 
 
 @router.delete("/{model_id}", status_code=204)

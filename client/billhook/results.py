@@ -141,6 +141,7 @@ class Dataset:
     created_at: datetime
     uri: str | None = None
     options: Document = field(default_factory=dict)
+    links: Document = field(default_factory=dict)
     refusal: Problem | None = None
     summary: Document | None = None
     raw: Document = field(default_factory=dict, repr=False, compare=False)

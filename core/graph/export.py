@@ -16,7 +16,7 @@ from torch import Tensor
 
 from core.errors import Fault, ParityFailed, RecipeInvalid
 from core.graph.exactness import relative_error
-from core.graph.external_data import save
+from core.graph.external_data import save, saved_bytes
 from core.graph.network import Network, TensorSpec
 from core.graph.onnx_checks import NEWEST_OPSET, OLDEST_OPSET
 from core.graph.onnx_writing import Writing
@@ -39,6 +39,11 @@ def write_onnx(
     Raises `RecipeInvalid` for an opset out of range or one that cannot hold an operator, which it names.
     """
     save(to_onnx(network, opset=opset), path, above_bytes=external_data_bytes)
+
+
+def onnx_bytes(network: Network, name: str, *, opset: int | None = None, external_data_bytes: int | None = None) -> int:
+    """How many bytes `write_onnx` would write to a path of that `name`, weights beside it included."""
+    return saved_bytes(to_onnx(network, opset=opset), name, above_bytes=external_data_bytes)
 
 
 def to_onnx(network: Network, *, opset: int | None = None) -> ModelProto:

@@ -243,9 +243,7 @@ def save(model: ModelProto, path: Path, *, above_bytes: int | None = None) -> No
     """Writes `model`, checked in full by `onnx.checker`: one file, or where its weights are more than `above_bytes` in
     all (None: as many as one file can hold) two, the second called `path` and ".data"."""
     data = path.with_name(f"{path.name}.data")
-    most = MAX_FILE_BYTES - ROOM if above_bytes is None else min(above_bytes, MAX_FILE_BYTES - ROOM)
-    sizes = [len(tensor.raw_data) for tensor in model.graph.initializer]
-    if sum(sizes) <= most or max(sizes) < INLINE_BYTES:
+    if not _is_two_files(model, above_bytes):
         onnx.checker.check_model(model, full_check=True)
         path.write_bytes(model.SerializeToString(deterministic=True))
         data.unlink(missing_ok=True)  # of an earlier attempt
@@ -255,19 +253,46 @@ def save(model: ModelProto, path: Path, *, above_bytes: int | None = None) -> No
     onnx.checker.check_model(str(path), full_check=True)  # by path: it looks for the data
 
 
+def saved_bytes(model: ModelProto, name: str, *, above_bytes: int | None = None) -> int:
+    """How many bytes `save` would write to a path of that name, both files together. Weights may be moved out of
+    `model` on the way."""
+    if not _is_two_files(model, above_bytes):
+        return int(model.ByteSize())
+    end = 0
+    for offset, content in _moved_out(model, f"{name}.data"):
+        end = offset + len(content)
+    return end + int(model.ByteSize())
+
+
+def _is_two_files(model: ModelProto, above_bytes: int | None) -> bool:
+    most = MAX_FILE_BYTES - ROOM if above_bytes is None else min(above_bytes, MAX_FILE_BYTES - ROOM)
+    sizes = [len(tensor.raw_data) for tensor in model.graph.initializer]
+    return sum(sizes) > most and max(sizes) >= INLINE_BYTES
+
+
 def move_out(model: ModelProto, data: Path) -> None:
     """Moves the weights of `model` from the message into the file `data`, in order, each at a multiple of 4096."""
     with data.open("wb") as file:
-        for tensor in model.graph.initializer:
-            if len(tensor.raw_data) < INLINE_BYTES:
-                continue
-            file.write(bytes(-file.tell() % ALIGNMENT))
-            offset, length = file.tell(), len(tensor.raw_data)
-            file.write(tensor.raw_data)
-            tensor.ClearField("raw_data")
-            tensor.data_location = TensorProto.EXTERNAL
-            for key, value in (("location", data.name), ("offset", offset), ("length", length)):
-                tensor.external_data.add(key=key, value=str(value))
+        for offset, content in _moved_out(model, data.name):
+            file.write(bytes(offset - file.tell()))
+            file.write(content)
+
+
+def _moved_out(model: ModelProto, location: str) -> Iterator[tuple[int, bytes]]:
+    """Takes the weights out of `model`, which then says where in the file `location` they are: that place, and what is
+    to be there."""
+    end = 0
+    for tensor in model.graph.initializer:
+        content = tensor.raw_data
+        if len(content) < INLINE_BYTES:
+            continue
+        offset = end + -end % ALIGNMENT
+        end = offset + len(content)
+        tensor.ClearField("raw_data")
+        tensor.data_location = TensorProto.EXTERNAL
+        for key, value in (("location", location), ("offset", offset), ("length", len(content))):
+            tensor.external_data.add(key=key, value=str(value))
+        yield offset, content
 
 
 def parts(path: Path) -> list[Path]:

@@ -11,7 +11,8 @@ from __future__ import annotations
 import gc
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,24 +77,31 @@ def sample(
 
     `window_samples`: per variant and window; None = as many as take half a second, 5 to 200. `clock` in seconds.
     """
-    round_seconds = _warm_up(runs, clock)
+    round_seconds = warm_up(runs, clock)
     if window_samples is None:
         window_samples = min(MOST_SAMPLES, max(FEWEST_SAMPLES, round(WINDOW_SECONDS / max(round_seconds, 1e-9))))
     windows: list[dict[str, list[float]]] = []
     start = clock()
-    collecting = gc.isenabled()
-    gc.disable()  # a collection would land in one sample of one variant
-    try:
+    with uncollected():
         while True:
-            windows.append(_window(runs, window_samples, clock))
+            windows.append(take_window(runs, window_samples, clock))
             stable = agree(windows)
             if stable or clock() - start >= budget_seconds:
                 break
+    counted = windows[-AGREEING_WINDOWS:]
+    return Samples({name: [ms for window in counted for ms in window[name]] for name in runs}, len(windows), stable)
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Without the garbage collector, whose work would land in one sample of one variant."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
     finally:
         if collecting:
             gc.enable()
-    counted = windows[-AGREEING_WINDOWS:]
-    return Samples({name: [ms for window in counted for ms in window[name]] for name in runs}, len(windows), stable)
 
 
 def agree(windows: list[dict[str, list[float]]]) -> bool:
@@ -108,7 +116,7 @@ def agree(windows: list[dict[str, list[float]]]) -> bool:
     return True
 
 
-def _warm_up(runs: Mapping[str, Callable[[], None]], clock: Callable[[], float]) -> float:
+def warm_up(runs: Mapping[str, Callable[[], None]], clock: Callable[[], float]) -> float:
     """Run each a few times, at least `WARM_UP_SECONDS` in all; the seconds of one round, by the fastest seen."""
     start = clock()
     fastest = float("inf")
@@ -122,7 +130,10 @@ def _warm_up(runs: Mapping[str, Callable[[], None]], clock: Callable[[], float])
     return fastest
 
 
-def _window(runs: Mapping[str, Callable[[], None]], samples: int, clock: Callable[[], float]) -> dict[str, list[float]]:
+def take_window(
+    runs: Mapping[str, Callable[[], None]], samples: int, clock: Callable[[], float]
+) -> dict[str, list[float]]:
+    """So many samples of each, in turns, in milliseconds."""
     names = list(runs)
     milliseconds: dict[str, list[float]] = {name: [] for name in names}
     for number in range(samples):

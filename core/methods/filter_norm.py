@@ -18,7 +18,8 @@ Differs from the paper
 - Kept widths are multiples of `channel_multiple`. What a round's share could not pay for is carried to the next; a
   share of less than one filter adds up. `channel_multiple: 1` is the paper.
 - `scope: global` ranks the units of all groups together; each round's share is then of all of them.
-- The last round takes no more than the target needs: chunks of weakest units, in order, until it holds.
+- The last round takes no more than the target needs: chunks of weakest units, in order, until it holds. With a target
+  of `latency`, which is measured after each cut, every round is whole.
 - The paper stops after 50 epochs, this at the target; the paper has no fine-tuning after the last pass.
 - `signal: random` scores by chance: the control.
 - Every cut is proved exact, and BatchNorm statistics are measured afresh after it. Each round's training starts a new
@@ -26,7 +27,8 @@ Differs from the paper
 
 Refuses
 - a network in which no convolution may be cut, or none by a whole multiple (`NothingRemoved`, with reasons);
-- a target that even the least widths miss (`TargetUnreachable`). Both before any training.
+- a target that even the least widths miss (`TargetUnreachable`). Both before any training. A latency that even they
+  miss is no error, as it is known only then: the step ends with them, and the report says that it was not met.
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ from typing import Any, Literal
 
 from core.data.datasets import Dataset
 from core.events import Emit
-from core.graph.counts import Counts, count
+from core.graph.counts import count
 from core.graph.exactness import check_cut
 from core.graph.groups import ChannelGroup
 from core.graph.network import Network
@@ -46,11 +48,12 @@ from core.graph.plans import replay
 from core.guard import Guard
 from core.outcome import Outcome
 from core.recipe import FilterNorm
-from core.report import Check, Cost, FrontPoint
+from core.report import Check, Cost, FrontPoint, LatencyRatio
 from core.rounds import (
     Scope,
     cut_no_more_than_needed,
     filter_groups,
+    is_at_least,
     least_of,
     planned_rounds,
     require_reachable,
@@ -60,7 +63,7 @@ from core.rounds import (
 from core.saliency.filter_norms import FilterNorms
 from core.saliency.random_scores import RandomScores
 from core.state import State
-from core.targets import Goal
+from core.targets import Goal, Present
 from core.training.policies import FineTuning, expected_trainings
 from core.training.port import FitResult, TrainerPort, add_costs
 from core.training.vicinity import changed_layers
@@ -111,24 +114,30 @@ def filter_norm(
         network.load_state_dict(state["weights"])
     trainer.resumed(run.cost)
 
-    def is_done(counts: Counts) -> bool:
-        return target.met(counts) if like is None else run.round >= len(like)
+    def measured(network: Network) -> Present:
+        return target.present(network, None if like is not None else target.measured_latency(network))
 
-    def is_over(counts: Counts) -> bool:
+    def is_done(present: Present) -> bool:
+        if like is not None:
+            return run.round >= len(like)
+        return target.met(present) or (target.target.latency is not None and is_at_least(network, channel_multiple))
+
+    def is_over(present: Present) -> bool:
         """Whether there is no other round, be it for lack of epochs."""
         room = like is not None or trainer.budget.has_room_for(every_epochs, fine_tuned=fine_tune.epochs > 0)
-        return is_done(counts) or not room
+        return is_done(present) or not room
 
     if "front" not in state:  # a fresh start
-        if is_done(count(network)):
+        present = measured(network)
+        if target.met(present) if like is None else not like:
             reason = "the target is met already"
-            results = [result.model_dump() for result in target.results(count(network))]
+            results = [result.model_dump() for result in target.results(present)]
             emit(f"{label}/skipped", reason=reason, targets=results)
-            return Outcome(network, [], [], Cost(), [], skipped=reason)
+            return Outcome(network, [], [], Cost(), [], skipped=reason, latency=present.latency)
         if like is None:
             require_reachable(network, target, channel_multiple=channel_multiple, step=step)
             trainer.budget.require_room_for(every_epochs, fine_tuned=fine_tune.epochs > 0, step=step)
-        run.visit(step, count(network), trainer.evaluate(network, "validation").accuracy)
+        run.visit(step, present, trainer.evaluate(network, "validation").accuracy)
         state.put(**run.values())
 
     if like is None:
@@ -154,7 +163,7 @@ def filter_norm(
     while True:
         if state.get("stopped"):  # by the guard, before the end of an earlier attempt
             break
-        met = is_over(count(network))
+        met = is_over(target.present(network, run.latency))  # as it was measured then: what was decided stays
         rounds = rounds if met or len(rounds) > 1 else [count(network).macs, rounds[-1]]  # the estimate was short
         due = [(tuning.due.epochs, count(network).macs)] if tuning.due else []
         trainer.expect(
@@ -173,7 +182,9 @@ def filter_norm(
                 break
         if met:
             break
-        if is_over(count(network)):  # the fine-tuning has left too little: there were more rounds than planned
+        if is_over(
+            target.present(network, run.latency)
+        ):  # the fine-tuning has left too little: there were more rounds than planned
             tuning.after(run.round, run.accuracy, last=True)
             continue
         rounds = rounds[1:]
@@ -235,16 +246,18 @@ def filter_norm(
         run.round += 1
         run.carried = carried
         run.removed.append({name: len(units) for name, units in removal.items()})
-        counts = count(network)
+        present = measured(network) if removal else target.present(network, run.latency)
+        counts = present.counts
         if removal:
-            run.visit(step, counts, accuracy)
+            run.visit(step, present, accuracy)
             guard.look(network, len(run.plan), accuracy)
-        tuned = tuning.after(run.round, accuracy, last=is_over(counts), wound=wound)
+        tuned = tuning.after(run.round, accuracy, last=is_over(present), wound=wound)
         emit(f"{name}/select", signal=signal, scope=scope, scores=scores, removed=removal,
              layers=run.plan[-1]["layers"] if removal else {},
              widths={group.name: group.width - len(removal.get(group.name, [])) for group in groups},
              carried={key: float(value) for key, value in carried.items()},
-             params=counts.params, macs=counts.macs, filters=counts.filters, validation_accuracy=accuracy,
+             params=counts.params, macs=counts.macs, filters=counts.filters, file_bytes=present.file_bytes,
+             latency=present.latency.model_dump() if present.latency else None, validation_accuracy=accuracy,
              exactness=check.error if check else None, **tuned)  # fmt: skip
 
         # lines 7 and 8: reset
@@ -263,9 +276,15 @@ def filter_norm(
             f"after {cuts} of them is kept, which lost {guard.lost(accuracy):.4g} on validation"
         )
         run.keep(cuts)
+    elif like is None and not target.met(target.present(network, run.latency)):
+        warnings.append(
+            f"step {step} ended at the least widths (channel_multiple {channel_multiple}): nothing more could be "
+            f"removed, and the latency {target.target.latency} was not reached"
+        )
     return Outcome(
-        network, run.plan, run.front, run.cost, run.checks, warnings=warnings, accuracy=accuracy, removed=run.removed
-    )
+        network, run.plan, run.front, run.cost, run.checks, warnings=warnings, accuracy=accuracy, removed=run.removed,
+        latency=run.front[len(run.plan)].latency,
+    )  # fmt: skip
 
 
 # --- what is told beforehand ------------------------------------------------------------------------------------------
@@ -337,12 +356,18 @@ class _Run:
         rounds = [number for number, units in enumerate(self.removed, start=1) if units]
         self.plan, self.checks, self.removed = self.plan[:cuts], self.checks[:cuts], self.removed[: rounds[cuts - 1]]
 
-    def visit(self, step: int, counts: Counts, accuracy: float | None) -> None:
+    def visit(self, step: int, present: Present, accuracy: float | None) -> None:
         """Notes a network. Its accuracy is that of the moment; training it replaces it (`trained`)."""
+        counts = present.counts
         self.front.append(
             FrontPoint(step=step, round=self.round, params=counts.params, macs=counts.macs, filters=counts.filters,
-                       validation_accuracy=accuracy)
+                       validation_accuracy=accuracy, file_bytes=present.file_bytes, latency=present.latency)
         )  # fmt: skip
+
+    @property
+    def latency(self) -> LatencyRatio | None:
+        """Of the network visited last, as it was measured then."""
+        return self.front[-1].latency
 
     @property
     def accuracy(self) -> float | None:

@@ -61,16 +61,16 @@ class Api:
 
     def check(
         self, subject_id: str, *, summary: dict[str, Any] | None = None, error: dict[str, Any] | None = None,
-        graph: tuple[str, int] | None = None,
+        graph: tuple[str, int] | None = None, contact_sheet: tuple[str, int] | None = None,
     ) -> None:  # fmt: skip
-        """Check an upload: `ready` with a summary (and a model's graph), else `refused`."""
+        """Check an upload: `ready` with a summary (a model's graph, a dataset's contact sheet), else `refused`."""
         with transaction(self.services.engine) as session:
             check = uploads.claim_check(session, subject_id)
             assert check is not None
             if error is not None:
                 uploads.set_refused(session, check, error)
             else:
-                uploads.set_ready(session, check, summary or {}, graph=graph)
+                uploads.set_ready(session, check, summary or {}, graph=graph, contact_sheet=contact_sheet)
 
     def model(self, content: bytes = b"a model", *, ready: bool = True) -> str:
         answer = self.http.post("/v1/models", params={"filename": "m.onnx"}, content=content)

@@ -48,6 +48,7 @@ GRAPH: dict[str, Any] = {
 KEY = "bh_" + "k" * 43
 WHEN = "2026-11-21T06:00:00Z"
 PRUNED = bytes(range(256)) * 4096  # 1 MiB
+SHEET = b"a picture of some images"
 Document = dict[str, Any]
 
 
@@ -87,6 +88,7 @@ class FakeServer:
     requirements_met: bool = True
     refusal: Document | None = None
     has_graphs: bool = True
+    has_sheets: bool = True
     recipe_problem: Document | None = None
     submit_problem: Document | None = None
     break_download_after: list[int] = field(default_factory=list)
@@ -281,6 +283,9 @@ class _Handler(BaseHTTPRequestHandler):
                 self._json(fake.look_at_upload(getattr(fake, kind)[subject]))
             case "GET", ["models", subject, "graph"] if subject in fake.models and fake.has_graphs:
                 self._json(GRAPH)
+            case "GET", ["datasets", subject, "contact-sheet"] if subject in fake.datasets and fake.has_sheets:
+                tag = f'"{hashlib.sha256(SHEET).hexdigest()}"'
+                self._send(200, {"Content-Type": "image/png", "ETag": tag}, SHEET)
             case "DELETE", [("models" | "datasets") as kind, subject] if subject in getattr(fake, kind):
                 del getattr(fake, kind)[subject]
                 self._send(204, {}, b"")

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from billhook.cli.prune import requirement
-from core import pipeline
+from core import inspection, pipeline
 from core.data.datasets import load_dataset
 from core.data.digits import DIGITS as DIGITS_FILE
 from core.data.fit import check_fits
@@ -349,6 +349,22 @@ def test_inspecting_a_dataset() -> None:
     assert {name: split["images"] for name, split in summary["splits"].items()} == SPLIT_SIZES
     assert summary["image_shape"] == [1, 8, 8]
     assert len(summary["classes"]) == 10
+
+
+def test_a_dataset_without_a_contact_sheet_is_ready_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert inspect_dataset(DIGITS, tmp_path)["warnings"] == []
+    (tmp_path / "contact_sheet.png").unlink()
+
+    def odd(*_: object) -> None:
+        raise ValueError("a secret path: /somewhere")
+
+    monkeypatch.setattr(inspection, "write_contact_sheet", odd)
+    summary = inspect_dataset(DIGITS, tmp_path)
+    assert summary["warnings"] == ["no contact sheet could be made: an unexpected ValueError"]
+    assert summary["images"] == 1797
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_command_that_does_it_again_has_all_that_the_job_was_given(model: ModelInput) -> None:

@@ -117,6 +117,19 @@ def test_one_number_stands_for_all_channels() -> None:
          "one of betas, lr, name, weight_decay"),
         ({"steps": [{"method": "filter_norm", "target": {"macs": 1.0}}]}, "/steps/0/target/macs",
          "a float is a share of the original, between 0 and 1; 1.0 is none. An absolute count is an integer", None),
+        ({"steps": [{"method": "filter_norm", "target": {"size": 0}}]}, "/steps/0/target/size",
+         "a count is at least 1", None),
+        ({"steps": [{"method": "filter_norm", "target": {"latency": 1}}]}, "/steps/0/target/latency",
+         "must be a share of the original's as a float between 0 and 1: milliseconds would be another target on each "
+         "machine", None),
+        ({"steps": [{"method": "filter_norm", "target": {"latency": 1.0}}]}, "/steps/0/target/latency",
+         "must be a share of the original's as a float between 0 and 1: milliseconds would be another target on each "
+         "machine", None),
+        ({"steps": [{"method": "filter_norm", "target": {"max_accuracy_drop": 0.1}}]}, "/steps/0/target",
+         "needs at least one of params, macs, filters, size, latency; max_accuracy_drop is a guard beside them", None),
+        ({"steps": [{"method": "filter_norm", "target": {"blocks": 0.5}}]}, "/steps/0/target/blocks",
+         "unknown field 'blocks', or one that is not built yet",
+         "one of filters, latency, macs, max_accuracy_drop, params, size"),
         ([], "", "a recipe is an object, not a list", "an object with the field steps"),
     ],
 )  # fmt: skip

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from core.report import Check, Cost, FrontPoint, Frozen, Layer, Report, RequirementResult, TargetResult
+from core.report import Check, Cost, FrontPoint, Frozen, LatencyRatio, Layer, Report, RequirementResult, TargetResult
 from core.report_markdown import to_markdown
 from tests.core.test_comparison import latency, variant
 
@@ -66,6 +66,25 @@ def test_it_begins_with_the_verdict() -> None:
 )
 def test_it_says_what_a_reader_must_know(changes: dict[str, Any], expected: str) -> None:
     assert expected in to_markdown(report(**changes))
+
+
+def test_what_a_target_asks_for_is_told_of_every_network() -> None:
+    point = FrontPoint(step=0, round=0, params=1000, macs=2000, filters=30, validation_accuracy=None, file_bytes=4321)
+    measured = LatencyRatio(ratio=0.5, low=0.45, high=0.62, windows=15, original_ms=2.0, candidate_ms=1.0)
+    text = to_markdown(
+        report(
+            front=[point, point.model_copy(update={"round": 1, "latency": measured})],
+            targets=[TargetResult(name="step/0/latency", target=0.6, reached=0.5, met=False, low=0.45, high=0.62)],
+        )
+    )
+    for row in (
+        "| target step/0/latency | at most 0.6 | 0.5 (0.45 to 0.62, 95 %) | **no** |",
+        "| step | round | parameters | MACs | filters | file, bytes | latency ratio (95 %) | validation accuracy |",
+        "| 0 | 0 | 1,000 | 2,000 | 30 | 4,321 | – | – |",
+        "| 0 | 1 | 1,000 | 2,000 | 30 | 4,321 | 0.500 (0.450 to 0.620) | – |",
+    ):
+        assert row in text
+    assert "| step | round | parameters | MACs | filters | validation accuracy |" in to_markdown(report())
 
 
 def test_everything_of_the_report_is_in_it() -> None:

@@ -17,7 +17,7 @@ from store.columns import now_utc
 from store.database import reading, transaction
 from store.errors import ArtifactCorrupt, ArtifactMissing, IdempotencyKeyReused, StorageUnavailable
 from store.idempotency import Answer
-from store.records import Model
+from store.records import Dataset, Model
 from store.sweep import GRACE, sweep
 from store.uploads import create_model
 from tests.store.conftest import OWNER, add_inputs
@@ -190,13 +190,15 @@ def test_idempotency_keys(engine: Engine) -> None:
         assert idempotency.recall(session, "ann", "POST /x", "k", "1") is None
 
 
-def test_the_graph_of_a_model_is_kept(
+def test_the_graph_of_a_model_and_the_sheet_of_a_dataset_are_kept(
     engine: Engine, artifacts: ArtifactStore, tmp_path: Path, three: list[str]
 ) -> None:
     for sha256 in three:
         _age(tmp_path / "artifacts", sha256)
-    model_id, _ = add_inputs(engine)
+    model_id, dataset_id = add_inputs(engine)
     with transaction(engine) as session:
         session.get_one(Model, model_id).graph_sha256 = three[0]
-    assert sweep(engine, artifacts) == 2
+        session.get_one(Dataset, dataset_id).contact_sheet_sha256 = three[1]
+    assert sweep(engine, artifacts) == 1
     assert artifacts.exists(three[0])
+    assert artifacts.exists(three[1])

@@ -18,7 +18,7 @@ from store.columns import storable
 from store.database import connect, ping, reading, transaction
 from store.ids import new_id
 from store.keys import SCOPES, add_key, authenticate, new_secret
-from store.records import ApiKey, Event, Job, Model, Record
+from store.records import ApiKey, Dataset, Event, Job, Model, Record
 from store.uploads import create_model
 from tests.store.conftest import NOW, OWNER, POSTGRES
 
@@ -63,7 +63,7 @@ def test_migrations_go_up_and_down_and_match_the_records(fresh: Engine) -> None:
     migrate.check(fresh)
 
 
-def test_models_from_before_their_graphs_were_described_stay(fresh: Engine) -> None:
+def test_uploads_from_before_graphs_and_contact_sheets_stay(fresh: Engine) -> None:
     migrate.upgrade(fresh, "0001")
     with fresh.begin() as connection:
         connection.execute(text(
@@ -71,10 +71,17 @@ def test_models_from_before_their_graphs_were_described_stay(fresh: Engine) -> N
             "(id, owner, filename, format, options, identity, bytes, state, created_at, check_count) VALUES "
             "('mdl_1', 'ann', 'm.onnx', 'onnx', '{}', 'x', 7, 'ready', '2026-01-01 00:00:00', 1)"
         ))  # fmt: skip
+        connection.execute(text(
+            "INSERT INTO datasets "
+            "(id, owner, filename, format, options, identity, bytes, state, created_at, check_count, uri) VALUES "
+            "('ds_1', 'ann', 'd.npz', 'npz', '{}', 'x', 7, 'ready', '2026-01-01 00:00:00', 1, 'upload')"
+        ))  # fmt: skip
     migrate.upgrade(fresh)
     with reading(fresh) as session:
         model = session.get_one(Model, "mdl_1")
         assert (model.state, model.graph_sha256, model.graph_bytes) == ("ready", None, None)
+        dataset = session.get_one(Dataset, "ds_1")
+        assert (dataset.state, dataset.contact_sheet_sha256, dataset.contact_sheet_bytes) == ("ready", None, None)
 
 
 def test_two_servers_that_start_at_once_migrate_once(fresh: Engine) -> None:

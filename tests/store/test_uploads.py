@@ -109,6 +109,20 @@ def test_the_graph_of_a_model_is_recorded(engine: Engine) -> None:
         assert (found.graph_sha256, found.graph_bytes) == ("b" * 64, 5_000_000_000)
 
 
+def test_the_contact_sheet_of_a_dataset_is_recorded(engine: Engine) -> None:
+    with transaction(engine) as session:
+        dataset, _ = uploads.create_dataset(
+            session, owner=OWNER, sha256="a" * 64, bytes=1, filename="d.npz", format="npz", options={}, now=at(0)
+        )
+    with transaction(engine) as session:
+        check = uploads.claim_check(session, dataset.id, at(0))
+        assert check is not None
+        uploads.set_ready(session, check, {}, contact_sheet=("b" * 64, 5_000_000_000))
+    with reading(engine) as session:
+        found = uploads.get(session, Dataset, OWNER, dataset.id)
+        assert (found.contact_sheet_sha256, found.contact_sheet_bytes) == ("b" * 64, 5_000_000_000)
+
+
 def test_a_refusal_says_why(engine: Engine) -> None:
     model, _ = add(engine)
     error = {"code": "model_unreadable", "message": "not an ONNX file", "faults": []}

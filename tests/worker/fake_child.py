@@ -17,7 +17,7 @@ from typing import Any
 
 from core.errors import Fault, ModelUnreadable
 from core.events import Emit
-from tests.worker.reports import DATASET_SUMMARY, GRAPH, MODEL_SUMMARY, REPORT
+from tests.worker.reports import DATASET_SUMMARY, GRAPH, MODEL_SUMMARY, PNG, REPORT
 from worker.child import main
 
 CHECKPOINT = "state/checkpoint.safetensors"
@@ -198,7 +198,8 @@ def run(workdir: Path, emit: Emit) -> Mapping[str, Any]:
 
 
 def inspect(workdir: Path, emit: Emit) -> Mapping[str, Any]:
-    """Refuses a model whose bytes say so; dies, hangs or crashes likewise. A model's graph may be no plain file."""
+    """Refuses a model whose bytes say so; dies, hangs or crashes likewise. A model's graph may be no plain
+    file, nor a dataset's contact sheet (as its seed says)."""
     inputs = json.loads((workdir / "job.json").read_text())
     inputs = inputs.get("dataset", inputs)
     content = Path(inputs["path"]).read_text() if inputs["path"] else "fine"
@@ -208,10 +209,21 @@ def inspect(workdir: Path, emit: Emit) -> Mapping[str, Any]:
     if summary is MODEL_SUMMARY and content != "no graph":
         left = {"empty graph": "", "odd graph": '{"version": 1, "totals": 3}', "not JSON": "{"}
         (workdir / "out" / "graph.json").write_text(left.get(content, json.dumps(GRAPH)))
+    if summary is DATASET_SUMMARY:
+        leave_contact_sheet(workdir / "out" / "contact_sheet.png", inputs["options"]["splits"]["seed"])
     if content == "linked graph":
         (workdir / "out" / "graph.json").unlink()
         (workdir / "out" / "graph.json").symlink_to("/etc/passwd")
     return summary | {"content": content, **({"sha256": 1} if content == "badly described" else {})}
+
+
+def leave_contact_sheet(path: Path, how: int) -> None:
+    if how == 0:
+        path.write_bytes(PNG)
+    elif how == 1:
+        path.write_bytes(b"<svg/>")
+    elif how == 2:
+        path.symlink_to("/etc/passwd")
 
 
 if __name__ == "__main__":

@@ -51,10 +51,10 @@ class House:
             )
         return model.id
 
-    def dataset(self) -> str:
+    def dataset(self, **options: Any) -> str:
         with transaction(self.context.engine) as session:
             dataset, _ = uploads.create_dataset(
-                session, owner="me", sha256=None, bytes=0, filename="digits", format="digits", options={},
+                session, owner="me", sha256=None, bytes=0, filename="digits", format="digits", options=options,
                 uri="builtin:digits",
             )  # fmt: skip
         return dataset.id

@@ -33,3 +33,8 @@ DATASET_SUMMARY: dict[str, Any] = {
     "images": 2, "classes": ["a", "b"], "image_shape": [1, 8, 8],
     "splits": {"train": {"images": 2, "per_class": {"a": 1, "b": 1}}},
 }  # fmt: skip
+PNG = bytes.fromhex(
+    "89504e470d0a1a0a0000000d49484452000000010000000108000000003a7e9b550000000a49444154789c63600000000200"
+    "0148afa4710000000049454e44ae426082"
+)
+"""One black pixel."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import io
 import json
 import os
 import pickle
@@ -16,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
@@ -25,12 +27,12 @@ from store.artifacts import ArtifactStore
 from store.columns import now_utc
 from store.database import transaction
 from store.errors import ArtifactMissing, StorageUnavailable
-from store.records import Model
+from store.records import Dataset, Model
 from store.settings import Settings
 from store.uploads import Check
 from tests.core.graph.exported import saved
 from tests.worker.house import House, wait_for
-from tests.worker.reports import GRAPH
+from tests.worker.reports import GRAPH, PNG
 from tests.worker.test_supervisor import children_of
 from worker import answers
 from worker.context import make_context
@@ -100,6 +102,36 @@ def test_a_graph_that_cannot_be_stored_just_now(house: House, monkeypatch: pytes
     monkeypatch.undo()
     check_upload(house.context, model_id)
     assert house.upload(model_id).state == "ready"
+
+
+def test_the_contact_sheet_of_a_dataset_is_stored(house: House) -> None:
+    dataset_id = house.dataset()
+    check_upload(house.context, dataset_id)
+    dataset = house.upload(dataset_id)
+    assert isinstance(dataset, Dataset)
+    assert dataset.state == "ready"
+    assert dataset.contact_sheet_sha256 is not None
+    assert house.context.storage.read_bytes(dataset.contact_sheet_sha256) == PNG
+    assert dataset.contact_sheet_bytes == len(PNG)
+
+
+@pytest.mark.parametrize(("seed", "says"), [(1, "contact sheet is no PNG"), (2, "not a plain file")])
+def test_a_contact_sheet_that_is_none_is_not_stored(house: House, seed: int, says: str) -> None:
+    dataset_id = house.dataset(splits={"seed": seed})
+    check_upload(house.context, dataset_id)
+    dataset = house.upload(dataset_id)
+    assert isinstance(dataset, Dataset)
+    assert (dataset.state, dataset.contact_sheet_sha256) == ("refused", None)
+    assert dataset.refusal is not None
+    assert (dataset.refusal["code"], says in dataset.refusal["message"]) == ("output_refused", True)
+
+
+def test_a_dataset_of_which_no_contact_sheet_could_be_made(house: House) -> None:
+    dataset_id = house.dataset(splits={"seed": 3})
+    check_upload(house.context, dataset_id)
+    dataset = house.upload(dataset_id)
+    assert isinstance(dataset, Dataset)
+    assert (dataset.state, dataset.contact_sheet_sha256, dataset.contact_sheet_bytes) == ("ready", None, None)
 
 
 @pytest.mark.parametrize(
@@ -218,6 +250,20 @@ def test_a_pt2_is_read_in_the_child(real: House, tmp_path: Path) -> None:
     assert model.summary["inputs"][0]["shape"] == ["batch", 1, 8, 8]
     assert isinstance(model, Model)
     assert model.graph_sha256 is not None
+
+
+def test_the_built_in_digits_have_a_contact_sheet(real: House) -> None:
+    dataset_id = real.dataset()
+    check_upload(real.context, dataset_id)
+    dataset = real.upload(dataset_id)
+    assert isinstance(dataset, Dataset)
+    assert (dataset.state, dataset.refusal) == ("ready", None)
+    assert dataset.summary is not None
+    assert dataset.summary["warnings"] == []
+    assert dataset.contact_sheet_sha256 is not None
+    with Image.open(io.BytesIO(real.context.storage.read_bytes(dataset.contact_sheet_sha256))) as image:
+        image.load()
+        assert (image.format, image.mode) == ("PNG", "L")
 
 
 def test_a_pt2_that_is_none_is_refused(real: House, tmp_path: Path) -> None:

@@ -159,7 +159,7 @@ def report(report: Report) -> RenderableType:
     ]
     if not report.target_met:
         missed = [target for target in report.raw.get("targets", []) if not target.get("met", True)]
-        told = ", ".join(f"{each['name']} {each['reached']:.4g}, asked {each['target']:g}" for each in missed)
+        told = ", ".join(f"{each['name']} {_reached(each)}, asked {each['target']:g}" for each in missed)
         lines.append(f"the recipe's target was not met{': ' if told else ''}{told}")
     lines += [f"warning: {warning}" for warning in report.raw.get("warnings", [])]
     if lines:
@@ -178,6 +178,12 @@ def _scores(report: Report, before: Any, after: Any, split: str) -> list[tuple[s
         values = (_at(each, split, "measures", name) for each in (before, after))
         found.append((f"{MEASURES.get(name, name)}, {split}", *values))
     return found
+
+
+def _reached(target: Mapping[str, Any]) -> str:
+    """With its interval, where it was measured."""
+    low, high = target.get("low"), target.get("high")
+    return f"{target['reached']:.4g}" + ("" if low is None or high is None else f" ({low:.4g} to {high:.4g})")
 
 
 def _controls(report: Report, controls: Sequence[Mapping[str, Any]]) -> Table:

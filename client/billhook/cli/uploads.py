@@ -115,8 +115,24 @@ def list_datasets(session: Session, limit: Limit = 50) -> None:
 
 
 @command(datasets, "show")
-def show_dataset(session: Session, dataset: Annotated[str, typer.Argument(metavar="DATASET_ID")]) -> None:
-    """Show a dataset: its images per split and class, its options, and why it was refused if it was."""
+def show_dataset(
+    session: Session,
+    dataset: Annotated[str, typer.Argument(metavar="DATASET_ID")],
+    contact_sheet: Annotated[Path | None, typer.Option(
+        "--contact-sheet", metavar="FILE.png|FOLDER", help="Save a picture of some images of each class there instead.",
+    )] = None,
+) -> None:  # fmt: skip
+    """Show a dataset: its images per split and class, its options, and why it was refused if it was.
+
+    \b
+    Examples:
+      billhook datasets show ds_…
+      billhook datasets show ds_… --contact-sheet sheet.png
+    """
+    if contact_sheet is not None:
+        file = session.client.dataset_contact_sheet(dataset, contact_sheet)
+        session.show(file.as_dict(), f"{file.path}: {tables.size(file.bytes)}")
+        return
     found = session.client.get_dataset(dataset)
     session.show(found.raw, lambda: tables.record(found.raw))
 

@@ -11,8 +11,8 @@ from urllib.parse import quote
 
 from billhook.documents import read_document
 from billhook.errors import ApiError, Timeout
+from billhook.operations.downloads import download_file
 from billhook.operations.listing import page, pages
-from billhook.partial_file import PartialFile
 from billhook.results import Artifact, Download, Event, Job, RecipeInfo, Report, Update, parse
 from billhook.retries import Core, body_of, check_deadline, deadline_after, fetch, send
 from billhook.steps import Call, Item, Operation, Sleep, Stream, blocking
@@ -262,18 +262,7 @@ def download_artifact(
     if name.endswith(".onnx"):
         data = f"{name}.data"
         if any(artifact.name == data for artifact in (yield from list_artifacts(core, job_id))):
-            beside.append((yield from _download_file(core, job_id, data, target.with_name(data), advance, deadline)))
-    file = yield from _download_file(core, job_id, name, target, advance, deadline)
+            path = _path(job_id, "artifacts", quote(data))
+            beside.append((yield from download_file(core, path, target.with_name(data), advance, deadline)))
+    file = yield from download_file(core, _path(job_id, "artifacts", quote(name)), target, advance, deadline)
     return replace(file, beside=tuple(beside))
-
-
-def _download_file(
-    core: Core, job_id: str, name: str, target: Path, advance: OnBytes, deadline: float | None
-) -> Operation[Download]:
-    partial = PartialFile(target, advance)
-    try:
-        call = Call("GET", _path(job_id, "artifacts", quote(name)), sink=partial)
-        yield from send(core, call, deadline=deadline)
-        return (yield from blocking(partial.finish))
-    finally:
-        partial.discard()

@@ -13,8 +13,9 @@ from urllib.parse import quote
 from billhook.archive import LocalFile, local_file, zip_folder
 from billhook.errors import ApiError, ChecksumMismatch
 from billhook.external_data import model_file
+from billhook.operations.downloads import download_file
 from billhook.operations.listing import page, pages
-from billhook.results import Dataset, Graph, Model, parse, raise_if_refused
+from billhook.results import Dataset, Download, Graph, Model, parse, raise_if_refused
 from billhook.retries import Core, body_of, check_deadline, deadline_after, fetch, send
 from billhook.steps import Call, FileBody, Operation, Sleep, Stream, blocking
 
@@ -136,6 +137,29 @@ def wait_for_dataset(core: Core, dataset_id: str, *, timeout: float | None = Non
     deadline = deadline_after(core, timeout)
     dataset = yield from get_dataset(core, dataset_id)
     return (yield from _ready(core, Dataset, dataset, deadline))
+
+
+def dataset_contact_sheet(
+    core: Core, dataset_id: str, output: str | Path | None = None, *, timeout: float | None = None
+) -> Operation[Download]:
+    """Some images of each class on one PNG, as the file `output`, once the server has checked the dataset.
+
+    `output`: default DATASET_ID.png, here; a folder: that name, there. It is replaced in one go. Raises `UploadRefused`
+    (with the reason), `InputInvalid` (cannot be written), `ChecksumMismatch`, `Timeout`, `ApiError` (404: no such
+    dataset, or one without a sheet).
+    """
+    deadline = deadline_after(core, timeout)
+    dataset = yield from get_dataset(core, dataset_id)
+    dataset = yield from _ready(core, Dataset, dataset, deadline)
+    target = Path(output) if output is not None else Path(f"{dataset.id}.png")
+    if target.is_dir():
+        target = target / f"{dataset.id}.png"
+
+    def advance(done: int, total: int | None) -> None:
+        check_deadline(core, deadline, "downloading the contact sheet")
+
+    path = f"/v1/datasets/{quote(dataset.id, safe='')}/contact-sheet"
+    return (yield from download_file(core, path, target, advance, deadline))
 
 
 def delete_dataset(core: Core, dataset_id: str) -> Operation[None]:
