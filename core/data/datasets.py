@@ -18,6 +18,7 @@ from core.data import augment as augmentation
 from core.data.batches import batch_bounds, epoch_order
 from core.data.digits import read_digits
 from core.data.npz import read_npz
+from core.data.parquet import read_parquet
 from core.data.pixels import to_grey
 from core.data.source import SPLIT_NAMES, Images, Source, SplitName
 from core.data.splits import content_sha256, find_overlaps, order_classes, split_source, unused_shares
@@ -33,6 +34,7 @@ Reader = Callable[[Path | None, Preprocess], Source]
 READERS: Mapping[DatasetFormat, Reader] = {
     "image_folder": read_zip,
     "npz": read_npz,
+    "parquet": read_parquet,
     "digits": read_digits,
 }
 
@@ -193,7 +195,10 @@ class Dataset:
 def load_dataset(dataset: DatasetInput) -> Dataset:
     """Read, check and split. Raises a subclass of `DatasetRefused` with every fault that was found."""
     preprocess = dataset.options.preprocess
-    source = READERS[dataset.format](dataset.path, preprocess)
+    if dataset.format == "parquet":
+        source = read_parquet(dataset.path, preprocess, dataset.options.columns)
+    else:
+        source = READERS[dataset.format](dataset.path, preprocess)
     source = chosen_classes(source, dataset.options.splits)
     source = order_classes(source, preprocess.class_order)
     parts = split_source(source, dataset.options.splits)
