@@ -47,9 +47,10 @@ _MODEL_FIELDS = {
     },
 }  # fmt: skip
 _DATASET_FIELDS = {
-    "format": {"type": "string", "enum": ["image_folder", "npz"]},
+    "format": {"type": "string", "enum": ["image_folder", "npz", "parquet"]},
     "preprocess": {"type": "string", "contentMediaType": "application/json", "description": "as in DatasetRequest"},
     "splits": {"type": "string", "contentMediaType": "application/json", "description": "as in DatasetRequest"},
+    "columns": {"type": "string", "contentMediaType": "application/json", "description": "as in DatasetRequest"},
 }
 MODEL_UPLOAD = {
     "parameters": _query(_MODEL_FIELDS),

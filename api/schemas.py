@@ -20,10 +20,11 @@ from pydantic import (
     field_validator,
 )
 
-from core.job import Preprocess, Splits
+from core.job import Columns, DatasetFormat, Preprocess, Splits
 from core.recipe import Recipe, Requirements
 from core.sections import Items
 from store.records import Artifact, Attempt, Dataset, Event, Job, JobState, Model, UploadState
+from store.sources import MAX_URI, SCHEMES
 
 Text = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]*$")]
 Tag = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x20\x7f,]+$", max_length=100)]
@@ -43,12 +44,19 @@ class _Out(BaseModel):
 
 
 class DatasetRequest(_In):
-    """A dataset that is built in. Others are uploaded."""
+    """A dataset that is built in, or that a worker fetches from where it lies. Others are uploaded."""
 
-    uri: Literal["builtin:digits"]
-    format: Literal["digits"] | None = None
+    uri: str = Field(
+        min_length=1, max_length=MAX_URI, examples=["https://data.example.com/images.zip"],
+        description=f"{SCHEMES}; the operator says which hosts, buckets and folders",
+    )  # fmt: skip
+    format: DatasetFormat | None = Field(None, description="where the name does not say it")
+    sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-fA-F]{64}$", to_lower=True)] | None = Field(
+        None, description="of the file: another one is refused, and a dataset that is known by it is not fetched again"
+    )
     preprocess: Preprocess = Preprocess()
     splits: Splits = Splits()
+    columns: Columns = Columns()
 
 
 class RecipeRequest(_In):
@@ -167,6 +175,7 @@ class DatasetLinks(_Out):
 
 class DatasetOut(_UploadOut):
     uri: str
+    pinned_sha256: str | None
     options: Json
     links: DatasetLinks
 
@@ -175,7 +184,8 @@ class DatasetOut(_UploadOut):
         here = f"/v1/datasets/{dataset.id}"
         sheet = None if dataset.contact_sheet_sha256 is None else f"{here}/contact-sheet"
         links = {"self": here, "contact_sheet": sheet}
-        return cls.model_validate({**_upload(dataset), "uri": dataset.uri, "links": links})
+        told = {"uri": dataset.uri, "pinned_sha256": dataset.pinned_sha256, "links": links}
+        return cls.model_validate({**_upload(dataset), **told})
 
 
 def _upload(row: Model | Dataset) -> dict[str, Any]:

@@ -27,7 +27,7 @@ ARCHITECTURE = f"(?:{'|'.join(ARCHITECTURES)}|{TIMM}[a-z0-9_]{{1,100}})"
 """A pattern of what an upload may be called. Whether timm is installed and has the network, its check says."""
 ARCHITECTURES_TOLD = f"one of {', '.join(ARCHITECTURES)}; or {TIMM}NAME, where timm is installed beside the service"
 ModelFormat = Literal["onnx", "pt2", "safetensors"]
-DatasetFormat = Literal["image_folder", "npz", "digits"]
+DatasetFormat = Literal["image_folder", "npz", "parquet", "digits"]
 
 
 def _listed(value: Any) -> Any:
@@ -40,6 +40,7 @@ Means = Annotated[Items[float], BeforeValidator(_listed, json_schema_input_type=
 Deviations = Annotated[Items[Deviation], BeforeValidator(_listed, json_schema_input_type=Deviation | list[Deviation])]
 Side = Annotated[int, Field(ge=1, le=4096)]
 Pixels = Annotated[int, Field(ge=1, le=8192)]
+ColumnName = Annotated[str, Field(min_length=1, max_length=200)]
 
 
 class ModelOptions(_Record):
@@ -101,10 +102,19 @@ class Preprocess(_Record):
     class_order: Items[str] | None = None
 
 
+class Columns(_Record):
+    """Which columns of a Parquet file hold what; None = found by their usual names and by what they hold."""
+
+    image: ColumnName | None = Field(None, description="encoded images: bytes, or a struct {bytes, path}")
+    label: ColumnName | None = Field(None, description="integers 0..K-1, or names of classes")
+    split: ColumnName | None = Field(None, description="train, validation or test for each row")
+
+
 class DatasetOptions(_Record):
     format: DatasetFormat | None = None
     preprocess: Preprocess = Preprocess()
     splits: Splits = Splits()
+    columns: Columns = Columns()
 
 
 class ModelInput(_Record):
@@ -115,12 +125,13 @@ class ModelInput(_Record):
 
 
 class DatasetInput(_Record):
-    """`path` is None for a dataset that is built in."""
+    """`path` is None for a dataset that is built in. `uri`: where it came from, `upload` or one without credentials."""
 
     path: Path | None
     sha256: str | None
     format: DatasetFormat
     options: DatasetOptions = DatasetOptions()
+    uri: str = "upload"
 
 
 def _half_of_memory() -> int:

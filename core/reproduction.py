@@ -15,7 +15,7 @@ def fingerprint(inputs: JobInputs) -> dict[str, str]:
     """sha256 of everything that decides the result, part by part: a checkpoint of other inputs is not gone on from."""
     parts = {
         "model": inputs.model.model_dump(mode="json", exclude={"path"}),
-        "dataset": [item.model_dump(mode="json", exclude={"path"}) for item in inputs.datasets],
+        "dataset": [item.model_dump(mode="json", exclude={"path", "uri"}) for item in inputs.datasets],
         "recipe": inputs.recipe.model_dump(mode="json"),
     }
     return {name: hashlib.sha256(json.dumps(part, sort_keys=True).encode()).hexdigest() for name, part in parts.items()}
@@ -34,12 +34,20 @@ def described(inputs: JobInputs, splits: Mapping[str, Any]) -> dict[str, Any]:
 def reproduce(inputs: JobInputs) -> str:
     """Two commands that do it again: over HTTP, and without the service."""
     model, dataset = inputs.model, inputs.datasets[0]
-    data = "builtin:digits" if dataset.format == "digits" else f"DATASET  # sha256 {dataset.sha256}"
+    if dataset.format == "digits":
+        data = "builtin:digits"
+    elif dataset.uri == "upload":
+        data = f"DATASET  # sha256 {dataset.sha256}"
+    else:
+        data = f"{shlex.quote(dataset.uri)} --data-sha256 {dataset.sha256}"
     words = ["billhook prune MODEL"]
     if model.options.architecture is not None and model.options.input_shape is not None:
         shape = ",".join(map(str, model.options.input_shape))
         words.append(f"--architecture {model.options.architecture} --input-shape {shape}")
-    for name, options in (("preprocess", dataset.options.preprocess), ("splits", dataset.options.splits)):
+    sections = {name: getattr(dataset.options, name) for name in ("preprocess", "splits", "columns")}
+    if dataset.format == "parquet" or dataset.uri != "upload":
+        words.append(f"--format {dataset.format}")
+    for name, options in sections.items():
         given = options.model_dump_json(exclude_defaults=True)
         if given != "{}":
             words.append(f"--{name} {shlex.quote(given)}")

@@ -87,7 +87,7 @@ def run_steps(
     trainer.budget = EpochsBudget(epochs_budget)
     if done.steps:
         trainer.resumed(done.cost)
-    later = [] if epochs_budget is None else [planned(step, network, original, export) for step in steps]
+    later = [] if epochs_budget is None else [planned(step, network, original, export, exports) for step in steps]
     for index, step in enumerate(steps[done.steps :], start=done.steps):
         trainer.budget.expect(
             [

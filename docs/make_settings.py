@@ -34,7 +34,7 @@ def settings_page() -> str:
             if value is PydanticUndefined:
                 raise ValueError(f"the default of {name} is computed: say in DERIVED what it is")
             if isinstance(value, tuple):
-                value = ",".join(value)
+                value = ",".join(value) or None
             default = "unset" if value is None else f"`{value}`"
         rows.append(f"| `BILLHOOK_{name.upper()}` | {default} | {field.description} |\n")
     return HEAD + "".join(rows)

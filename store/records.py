@@ -88,7 +88,7 @@ class Upload(Record, kw_only=True):
 
     id: Mapped[str] = mapped_column(String(40), primary_key=True)
     owner: Mapped[str] = mapped_column(String(200))
-    sha256: Mapped[str | None] = mapped_column(String(64), index=True)  # None: built in
+    sha256: Mapped[str | None] = mapped_column(String(64), index=True)  # None: built in, or not fetched yet
     filename: Mapped[str] = mapped_column(String(255))
     format: Mapped[str] = mapped_column(String(32))
     options: Mapped[dict[str, Any]] = mapped_column(Json)
@@ -118,7 +118,9 @@ class Model(Upload, kw_only=True):
 
 
 class Dataset(Upload, kw_only=True):
-    """`uri` is `upload` or `builtin:<name>`. `contact_sheet_sha256`: of a PNG in the storage, if there is one."""
+    """`uri` is `upload`, `builtin:<name>`, or where the file is fetched from when it is checked (`file://`, `https://`,
+    `s3://`); until then `sha256` is None. `pinned_sha256`: what the owner says that the file's sha256 must be.
+    `contact_sheet_sha256`: of a PNG in the storage, if there is one."""
 
     __tablename__ = "datasets"
     __table_args__ = (
@@ -126,7 +128,8 @@ class Dataset(Upload, kw_only=True):
         CheckConstraint(_one_of("state", UploadState), name="state"),
     )
 
-    uri: Mapped[str] = mapped_column(String(255), default="upload")
+    uri: Mapped[str] = mapped_column(String(2048), default="upload")
+    pinned_sha256: Mapped[str | None] = mapped_column(String(64), default=None)
     contact_sheet_sha256: Mapped[str | None] = mapped_column(String(64), default=None, index=True)
     contact_sheet_bytes: Mapped[int | None] = mapped_column(BigInteger, default=None)
 

@@ -14,6 +14,8 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 _DEVICE = re.compile(r"cpu|cuda:(0|[1-9][0-9]{0,2})", re.ASCII)
+HOST = re.compile(r"(?:[a-z0-9](?:[a-z0-9.-]{0,251}[a-z0-9])?|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?", re.ASCII)
+BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]", re.ASCII)
 GIB = 2**30
 
 
@@ -60,12 +62,35 @@ class Settings(BaseSettings):
     upload_idle_seconds: float = Field(
         60,
         gt=0,
-        description="an upload that sends nothing for so long is given up, and a JSON body that is not there by then",
+        description="an upload, or a dataset's source, that sends nothing for so long is given up, and a JSON body "
+        "that is not there by then",
     )
     long_poll_seconds: float = Field(60, ge=0, le=600, description="the longest ?wait= that is honoured")
     long_poll_interval_seconds: float = Field(
         0.2, gt=0, le=10, description="how soon a waiting request looks again; up to thrice that when it waits long"
     )
+
+    # where datasets may be fetched from; nothing is, as long as these are empty
+    dataset_roots: Annotated[tuple[Path, ...], NoDecode] = Field(
+        (),
+        description="folders of the worker's machine that file:// datasets may lie in, comma-separated; "
+        "every key may read what is below",
+    )
+    dataset_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="hosts that https:// datasets may come from, comma-separated: host, or host:port"
+    )
+    dataset_buckets: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="buckets that s3:// datasets may come from, comma-separated; credentials and endpoint from the "
+        "usual AWS_ variables",
+    )
+    dataset_private_addresses: bool = Field(
+        False, description="whether the hosts of https:// datasets may be at private, loopback and the like addresses"
+    )
+    dataset_ca_file: Path | None = Field(
+        None, description="PEM file of authorities that https:// datasets are trusted by, beside the system's"
+    )
+    fetch_seconds_limit: int = Field(3_600, ge=1, description="longest fetch of a dataset that is given by its URI")
 
     # the queue
     devices: Annotated[tuple[str, ...], NoDecode] = Field(
@@ -105,7 +130,28 @@ class Settings(BaseSettings):
     def _absolute(cls, value: Path) -> Path:
         return value.expanduser().absolute()
 
-    @field_validator("devices", mode="before")
+    @field_validator("dataset_roots", mode="after")
+    @classmethod
+    def _absolute_roots(cls, value: tuple[Path, ...]) -> tuple[Path, ...]:
+        if odd := [str(root) for root in value if not root.is_absolute() or ".." in root.parts]:
+            raise ValueError(f"names folders by absolute paths, not {', '.join(odd)}")
+        return value
+
+    @field_validator("dataset_hosts", mode="after")
+    @classmethod
+    def _known_hosts(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if odd := [host for host in value if not HOST.fullmatch(host.lower())]:
+            raise ValueError(f"names hosts as data.example.com or data.example.com:8443, not {', '.join(odd)}")
+        return tuple(host.lower() for host in value)
+
+    @field_validator("dataset_buckets", mode="after")
+    @classmethod
+    def _known_buckets(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if odd := [bucket for bucket in value if not BUCKET.fullmatch(bucket)]:
+            raise ValueError(f"names buckets alone, without s3:// or a key, not {', '.join(odd)}")
+        return value
+
+    @field_validator("devices", "dataset_roots", "dataset_hosts", "dataset_buckets", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value

@@ -52,15 +52,36 @@ def create_model(
 
 def create_dataset(
     session: Session, *, owner: str, sha256: str | None, bytes: int, filename: str, format: str,
-    options: Mapping[str, Any], uri: str = "upload", now: datetime | None = None,
+    options: Mapping[str, Any], uri: str = "upload", pinned_sha256: str | None = None, now: datetime | None = None,
 ) -> tuple[Dataset, bool]:  # fmt: skip
-    """The dataset with this content and these options, and whether it is new. Built-in ones have no `sha256`."""
-    identity = _identity(sha256 or uri, format, options)
+    """The dataset with this content and these options, and whether it is new.
+
+    Built-in ones have no `sha256`, and those that are fetched from their `uri` have none yet: what they are is known
+    beforehand by their `pinned_sha256` alone, so that without one each is new.
+    """
+    known = sha256 or pinned_sha256 or (uri if uri.startswith("builtin:") else f"{uri} {secrets.token_hex(16)}")
+    identity = _identity(known, format, options)
     fresh = Dataset(
         id=new_id("ds"), owner=owner, sha256=sha256, bytes=bytes, filename=storable_text(filename), format=format,
-        options=storable(options), identity=identity, uri=uri, created_at=now or now_utc(),
+        options=storable(options), identity=identity, uri=uri, pinned_sha256=pinned_sha256,
+        created_at=now or now_utc(),
     )  # fmt: skip
     return _create(session, Dataset, fresh, "inspect_dataset")
+
+
+def set_fetched(session: Session, check: Check, sha256: str, size: int, filename: str) -> None:
+    """The file of a dataset that is given by its URI is in the storage: from now on the dataset is these bytes.
+
+    An upload of them is known by this record, unless another one stands for it already. Raises `LeaseLost`.
+    """
+    dataset = _checked(session, check)
+    dataset.sha256, dataset.bytes, dataset.filename = sha256, size, storable_text(filename)
+    session.flush()
+    try:
+        with session.begin_nested():
+            dataset.identity = _identity(sha256, dataset.format, dataset.options)
+    except IntegrityError:
+        session.refresh(dataset)
 
 
 def _identity(content: str, format: str, options: Mapping[str, Any]) -> str:
@@ -76,6 +97,8 @@ def _sorted(value: Any) -> Any:
 def _create(session: Session, table: type[Subject], fresh: Subject, topic: Topic) -> tuple[Subject, bool]:
     known = select(table).where(table.owner == fresh.owner, table.identity == fresh.identity)
     if (found := session.scalars(known.with_for_update()).one_or_none()) is not None:
+        if isinstance(found, Dataset) and isinstance(fresh, Dataset) and found.sha256 is None:
+            _come_otherwise(found, fresh)
         if found.state == "refused":
             # posted again, it is checked again: the service may know more operators today, or have been at fault
             found.state, found.refusal, found.checked_at, found.check_count = "checking", None, None, 0
@@ -88,6 +111,13 @@ def _create(session: Session, table: type[Subject], fresh: Subject, topic: Topic
         return session.scalars(known).one(), False
     outbox.add(session, topic, fresh.id, outbox.INSPECT_QUEUE, fresh.created_at)
     return fresh, True
+
+
+def _come_otherwise(found: Dataset, fresh: Dataset) -> None:
+    """What was not fetched yet was uploaded meanwhile, or is to be tried from elsewhere."""
+    if fresh.sha256 is not None or found.state == "refused":
+        found.uri, found.filename = fresh.uri, fresh.filename
+        found.sha256, found.bytes = fresh.sha256, fresh.bytes
 
 
 def get(session: Session, table: type[Subject], owner: str, subject_id: str) -> Subject:

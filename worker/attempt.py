@@ -316,10 +316,18 @@ def fetch_dataset(context: Context, dataset: Dataset, workdir: Path) -> DatasetI
     """The same for a dataset; one that is built in has no file."""
     path = None
     if dataset.sha256 is not None:
-        path = _fetch(context, dataset.sha256, workdir / "inputs" / f"{dataset.id}.{dataset.format}")
+        path = dataset_path(dataset, workdir)
+        if not path.exists():  # otherwise it was fetched from its source a moment ago
+            _fetch(context, dataset.sha256, path)
     return DatasetInput.model_validate(
-        {"path": path, "sha256": dataset.sha256, "format": dataset.format, "options": dataset.options}
-    )
+        {"path": path, "sha256": dataset.sha256, "format": dataset.format, "options": dataset.options,
+         "uri": dataset.uri}
+    )  # fmt: skip
+
+
+def dataset_path(dataset: Dataset, workdir: Path) -> Path:
+    """Where a child finds the dataset's file."""
+    return workdir / "inputs" / f"{dataset.id}.{dataset.format}"
 
 
 def _fetch(context: Context, sha256: str, path: Path) -> Path:

@@ -13,12 +13,14 @@ from store import uploads
 from store.database import reading, transaction
 from store.errors import ArtifactCorrupt, ArtifactMissing, LeaseLost, StorageUnavailable
 from store.records import Dataset, Model
+from store.sources import shown
 from store.uploads import Check
 from worker.answers import OutputRefused, checked_contact_sheet, checked_graph, checked_summary, error_body
-from worker.attempt import fetch_dataset, fetch_model
+from worker.attempt import dataset_path, fetch_dataset, fetch_model
 from worker.context import Context
 from worker.heart import Heart, Held
 from worker.lines import EventLine
+from worker.sources import SourceError, Stopped, fetch, is_to_be_fetched
 from worker.supervisor import Ended, supervise
 from worker.workdir import held_outputs, work_directory
 
@@ -36,9 +38,14 @@ def check_upload(context: Context, subject_id: str) -> None:
         with heart_of(context, check) as heart:
             try:
                 _check(context, check, heart)
-            except (ArtifactMissing, ArtifactCorrupt, OutputRefused) as error:
+            except (ArtifactMissing, ArtifactCorrupt, OutputRefused, SourceError) as error:
                 with transaction(context.engine) as session:
                     uploads.set_refused(session, check, error.as_dict())
+            except Stopped as stop:
+                if stop.order == "lost":
+                    raise LeaseLost("the check's lease was lost while its file was fetched") from None
+                with transaction(context.engine) as session:
+                    uploads.release_check(session, check)
             except (StorageUnavailable, OSError) as error:  # the storage is away, or the disk full: no fault of it
                 log.warning("the upload cannot be checked now; it is given back", subject=subject_id, error=str(error))
                 with transaction(context.engine) as session:
@@ -59,6 +66,8 @@ def _check(context: Context, check: Check, heart: Heart) -> None:
         if isinstance(subject, Model):
             inputs = fetch_model(context, subject, workdir)
         else:
+            if is_to_be_fetched(subject):
+                _fetch_source(context, check, heart, subject, workdir)
             dataset = fetch_dataset(context, subject, workdir)
             inputs = DatasetCheck(dataset=dataset, room=context.room(workdir), threads=context.settings.threads)
         (workdir / "job.json").write_text(inputs.model_dump_json(), encoding="utf-8")
@@ -67,6 +76,23 @@ def _check(context: Context, check: Check, heart: Heart) -> None:
             order=heart.order, store=_ignore, command=context.command,
         )  # fmt: skip
         _close(context, check, heart, ended, workdir)
+
+
+def _fetch_source(context: Context, check: Check, heart: Heart, dataset: Dataset, workdir: Path) -> None:
+    """Have the dataset's file in the storage, and its record say so: from then on it is like any upload.
+
+    Raises `SourceError`, `Stopped`, `LeaseLost`, `StorageUnavailable` or `OSError`.
+    """
+    path = dataset_path(dataset, workdir)
+    log.info("fetching", subject=dataset.id, source=shown(dataset.uri))
+    fetched = fetch(context.settings, dataset, path, heart.order)
+    # the bytes first: a record must never point at nothing
+    context.storage.put_hashed(path, fetched.sha256, fetched.bytes)
+    path.chmod(0o444)
+    with transaction(context.engine) as session:
+        uploads.set_fetched(session, check, fetched.sha256, fetched.bytes, fetched.filename)
+    log.info("fetched", subject=dataset.id, sha256=fetched.sha256, bytes=fetched.bytes)
+    dataset.sha256 = fetched.sha256  # in memory alone: what the child is told
 
 
 def heart_of(context: Context, check: Check) -> Heart:

@@ -19,62 +19,113 @@ from api.schemas import DatasetOut, DatasetPage, DatasetRequest
 from api.services import Caller, Services, Shared, Wait
 from api.uploads import Received, receive_upload
 from core.errors import Fault
-from core.job import DatasetFormat, DatasetOptions
+from core.job import Columns, DatasetFormat, DatasetOptions
 from store import uploads
 from store.database import transaction
 from store.records import Dataset, UploadState
+from store.settings import Settings
+from store.sources import BUILTIN, FORMATS, SourceUri, format_of, parse_uri, refusal
 
 router = APIRouter(prefix="/v1/datasets", tags=["datasets"])
-FORMATS = {".zip": "image_folder", ".npz": "npz"}
-FIELDS = frozenset({"format", "preprocess", "splits"})
+FIELDS = frozenset({"format", "preprocess", "splits", "columns"})
 
 
 @router.post("", status_code=201, openapi_extra=DATASET_UPLOAD)
 async def upload_dataset(
     request: Request, response: Response, services: Shared, caller: Caller, wait: Wait = 0
 ) -> DatasetOut:
-    """Upload a dataset, or name a built-in one in JSON: 201, or 200 if it is known already, options and all.
+    """Upload a dataset, or say in JSON where it is: 201, or 200 if it is known already, options and all.
 
     It is then checked; `?wait=` waits for the outcome.
     """
     if media_type(request) == "application/json":
         body = await read_body(request, services.settings)
-        dataset, new = await run_in_threadpool(_store_builtin, services, caller.owner, parse_json(body))
+        dataset, new = await run_in_threadpool(_store_named, services, caller.owner, parse_json(body))
     else:
-        async with receive_upload(request, services.settings, FORMATS, FIELDS) as received:
+        usual = {suffix: formats[0] for suffix, formats in FORMATS.items()}
+        async with receive_upload(request, services.settings, usual, FIELDS) as received:
             dataset, new = await run_in_threadpool(_store, services, caller.owner, received)
     response.status_code = 201 if new else 200
     response.headers["Location"] = f"/v1/datasets/{dataset.id}"
     return await _checked(request, services, caller.owner, dataset.id, wait)
 
 
-def _store_builtin(services: Services, owner: str, document: Any) -> tuple[Dataset, bool]:
+def _store_named(services: Services, owner: str, document: Any) -> tuple[Dataset, bool]:
     asked, faults = validate(DatasetRequest, document)
+    uri = document.get("uri") if isinstance(document, dict) else None
+    source = None
+    if isinstance(uri, str) and uri and not any(fault.pointer == "/uri" for fault in faults):
+        source, found = _source(uri, services.settings)
+        faults += found
     if asked is None:
         raise Refused("request_invalid", "the dataset cannot be used", faults=faults)
-    format = asked.uri.removeprefix("builtin:")
-    options = DatasetOptions.model_validate({"format": format, "preprocess": asked.preprocess, "splits": asked.splits})
+    format: DatasetFormat | Fault = asked.format or "digits"
+    if source is not None:
+        format = format_of(source, _asked_format(asked.format, asked.columns))
+    elif uri == BUILTIN:
+        faults += _builtin_faults(asked)
+    if isinstance(format, Fault):
+        faults.append(format)
+    else:
+        faults += _column_faults(format, asked.columns)
+    if faults or isinstance(format, Fault):
+        raise Refused("request_invalid", "the dataset cannot be used", faults=faults)
+    options = DatasetOptions(format=format, preprocess=asked.preprocess, splits=asked.splits, columns=asked.columns)
     with transaction(services.engine) as session:
         return uploads.create_dataset(
-            session, owner=owner, sha256=None, bytes=0, filename=format, format=format,
-            options=options.model_dump(mode="json"), uri=asked.uri,
+            session, owner=owner, sha256=None, bytes=0, filename=source.filename[:255] if source else format,
+            format=format, options=options.model_dump(mode="json"), uri=asked.uri, pinned_sha256=asked.sha256,
         )  # fmt: skip
 
 
+def _source(uri: str, settings: Settings) -> tuple[SourceUri | None, list[Fault]]:
+    """What the URI says, None where it is that of a built-in dataset or cannot be read; and what is wrong with it."""
+    if uri.startswith("builtin:"):
+        return None, [] if uri == BUILTIN else [Fault("/uri", f"there is no built-in dataset {uri[8:100]!r}", BUILTIN)]
+    source = parse_uri(uri)
+    if isinstance(source, Fault):
+        return None, [source]
+    fault = refusal(source, settings)
+    return source, [] if fault is None else [fault]
+
+
+def _builtin_faults(asked: DatasetRequest) -> list[Fault]:
+    faults = []
+    if asked.format not in (None, "digits"):
+        faults.append(Fault("/format", f"{BUILTIN} is no {asked.format}", "digits, or leave it out"))
+    if asked.sha256 is not None:
+        faults.append(Fault("/sha256", f"{BUILTIN} is no file", "leave it out"))
+    return faults
+
+
+def _asked_format(format: DatasetFormat | None, columns: Columns) -> DatasetFormat | None:
+    """Whoever names columns means Parquet."""
+    return format or ("parquet" if columns != Columns() else None)
+
+
+def _column_faults(format: str, columns: Columns) -> list[Fault]:
+    if columns == Columns() or format == "parquet":
+        return []
+    return [Fault("/columns", f"the dataset is {format}, which has no columns", "leave it out, or format: parquet")]
+
+
 def _store(services: Services, owner: str, received: Received) -> tuple[Dataset, bool]:
-    format = FORMATS["." + received.filename.rpartition(".")[2].lower()]
-    options = _options(format, received.fields, received.faults)
+    options = _options(received.filename, received.fields, received.faults)
+    assert options.format is not None  # as `_options` says
     # the bytes first: a record must never point at nothing; bytes without a record are swept away
     services.artifacts.put_hashed(received.path, received.sha256, received.bytes)
     with transaction(services.engine) as session:
         return uploads.create_dataset(
             session, owner=owner, sha256=received.sha256, bytes=received.bytes, filename=received.filename,
-            format=format, options=options.model_dump(mode="json"),
+            format=options.format, options=options.model_dump(mode="json"),
         )  # fmt: skip
 
 
-def _options(format: str, fields: Mapping[str, str], unknown: Sequence[Fault]) -> DatasetOptions:
-    """Raises `Refused` with all faults, those of the fields that are `unknown` among them."""
+def _options(filename: str, fields: Mapping[str, str], unknown: Sequence[Fault]) -> DatasetOptions:
+    """The options, their format as the file's name says unless another that it may be is asked for.
+
+    Raises `Refused` with all faults, those of the fields that are `unknown` among them.
+    """
     document: dict[str, Any] = {}
     faults = [*unknown]
     for name in sorted(FIELDS & set(fields)):
@@ -84,12 +135,19 @@ def _options(format: str, fields: Mapping[str, str], unknown: Sequence[Fault]) -
             faults += error.faults
     options, found = validate(DatasetOptions, document)
     faults += found
-    chosen = document.setdefault("format", format)
-    if chosen != format and chosen in get_args(DatasetFormat):
-        faults.append(Fault("/format", f"the file's name says {format}", f"{format}, or leave it out"))
+    possible = FORMATS["." + filename.rpartition(".")[2].lower()]
+    chosen = document.get("format")
+    if chosen is not None and chosen not in possible and chosen in get_args(DatasetFormat):
+        expected = f"{' or '.join(possible)}, or leave it out"
+        faults.append(Fault("/format", f"the file's name says {possible[0]}", expected))
+    if options is not None:
+        meant = _asked_format(options.format, options.columns)
+        format = meant if meant in possible else possible[0]
+        faults += _column_faults(format, options.columns)
+        options = options.model_copy(update={"format": format})
     if options is None or faults:
         raise Refused("request_invalid", "the options of the dataset cannot be used", faults=faults)
-    return options.model_copy(update={"format": format})
+    return options
 
 
 async def _checked(request: Request, services: Services, owner: str, dataset_id: str, wait: float) -> DatasetOut:

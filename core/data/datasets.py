@@ -19,6 +19,7 @@ from core.data import augment as augmentation
 from core.data.batches import batch_bounds, epoch_order
 from core.data.digits import read_digits
 from core.data.npz import read_npz
+from core.data.parquet import read_parquet
 from core.data.rows import Rows
 from core.data.shelf import Shelf
 from core.data.source import SPLIT_NAMES, Images, Source, SplitName
@@ -42,6 +43,7 @@ def in_memory(read: Callable[[Path | None, Preprocess], Source]) -> Reader:
 READERS: Mapping[DatasetFormat, Reader] = {
     "image_folder": read_zip,
     "npz": read_npz,
+    "parquet": read_parquet,
     "digits": in_memory(read_digits),
 }
 
@@ -200,7 +202,11 @@ def load_dataset(dataset: DatasetInput, room: Room | None = None, folder: Path |
     (default: where temporary files go) for as long as the dataset is used.
     """
     preprocess = dataset.options.preprocess
-    source = READERS[dataset.format](dataset.path, preprocess, Shelf(room, folder))
+    shelf = Shelf(room, folder)
+    if dataset.format == "parquet":
+        source = read_parquet(dataset.path, preprocess, shelf, columns=dataset.options.columns)
+    else:
+        source = READERS[dataset.format](dataset.path, preprocess, shelf)
     source = chosen_classes(source, dataset.options.splits)
     source = order_classes(source, preprocess.class_order)
     parts = split_source(source, dataset.options.splits)

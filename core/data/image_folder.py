@@ -4,53 +4,44 @@ labels, of images in no folder or all in one.
 One folder around everything is looked through; folders inside a class folder belong to the class. Two passes over the
 archive, both on as many threads as torch has: the first opens each image as far as its header, so that memory or disk
 is taken once and bombs are found before anything is decoded; the second decodes each image into its place, in memory or
-in a file, once for all epochs. Pixels are taken as they are stored: transparency is
-dropped (and counted), EXIF rotation is not applied, of an animation the first frame is taken.
+in a file, once for all epochs. Pixels are taken as they are stored: transparency is dropped (and counted), EXIF
+rotation is not applied, of an animation the first frame is taken.
 """
 
 from __future__ import annotations
 
-import io
 import math
 import zipfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from core.data.archive import Limits, first_faults, open_archive, read_member
+from core.data.archive import Limits, open_archive, read_member
+from core.data.decoding import (
+    FORMATS,
+    GREY_MODES,
+    IN_FLIGHT_BYTES,
+    Header,
+    Unreadable,
+    check_share,
+    common_size,
+    decode,
+    decoded_bytes,
+    image_warnings,
+    read_header,
+)
 from core.data.folders import SUFFIXES, Entry, Layout, lay_out
 from core.data.pixels import resize
 from core.data.shelf import Shelf
 from core.data.source import SPLIT_NAMES, Images, Source, SplitName, pointer
 from core.data.threads import in_order, torch_threads
-from core.errors import DatasetTooLarge, DatasetUnreadable, DatasetUnsuitable, Fault
+from core.errors import DatasetUnreadable, Fault
 from core.job import Preprocess
 
 LIMITS = Limits()
-FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP")
-MAX_PIXELS = 89_478_485  # of one image: Pillow's own limit, here an error instead of a warning
-IN_FLIGHT_BYTES = 128 << 20
-"""Of images on their way from the archive to their place, packed and unpacked; one image may take more."""
-UNREADABLE_SHARE = 0.01
-_GREY_MODES = frozenset({"1", "L", "LA"})
-_MODES = _GREY_MODES | {"P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"}
-
-
-@dataclass(frozen=True)
-class _Header:
-    size: tuple[int, int]  # height, width
-    mode: str
-    transparent: bool
-
-
-class _Unreadable(Exception):
-    """One image cannot be decoded. The message is for the list in the summary."""
 
 
 def read_image_folder(path: Path | None, preprocess: Preprocess, shelf: Shelf | None = None) -> Source:
@@ -65,8 +56,8 @@ def read_image_folder(path: Path | None, preprocess: Preprocess, shelf: Shelf | 
         layout = lay_out(members)
         unreadable: dict[str, str] = {}
         headers = _read_headers(archive, layout.entries, unreadable)
-        size = preprocess.size or _common_size(headers)
-        grey = preprocess.channels == "L" or all(header.mode in _GREY_MODES for header in headers.values())
+        size = preprocess.size or common_size(Counter(header.size for header in headers.values()))
+        grey = preprocess.channels == "L" or all(header.mode in GREY_MODES for header in headers.values())
         shape = (1 if grey else 3, *size)
         what = f"{len(headers)} images of {size[0]}×{size[1]}×{shape[0]}"
         shelf.reserve(len(headers) * math.prod(shape), pointer="/preprocess/size", what=what)
@@ -83,41 +74,24 @@ def read_image_folder(path: Path | None, preprocess: Preprocess, shelf: Shelf | 
     return Source(splits, layout.classes, details, _warnings(headers, unreadable, layout, splits))
 
 
-def _open(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Image.Image:
-    """The image, its header read. Raises `_Unreadable`, or `DatasetTooLarge` for a bomb."""
+def _bytes_of(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
+    """Raises `Unreadable`."""
     if PurePosixPath(member.filename).suffix.lower() not in SUFFIXES:
-        raise _Unreadable(f"not one of {', '.join(FORMATS)}")
+        raise Unreadable(f"not one of {', '.join(FORMATS)}")
     try:
-        data = read_member(archive, member)
+        return read_member(archive, member)
     except DatasetUnreadable as error:
-        raise _Unreadable(error.faults[0].message) from None
-    try:
-        # of some pixels past the limit Pillow only warns, see below; filters of warnings are not for threads
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        image = None
-    except UnidentifiedImageError:
-        raise _Unreadable(f"not one of {', '.join(FORMATS)}, or damaged") from None
-    except MemoryError:
-        raise
-    except Exception as error:  # a decoder may raise anything on hostile bytes; each such file is counted and listed
-        raise _Unreadable(f"damaged ({type(error).__name__})") from None
-    if image is None or image.width * image.height > MAX_PIXELS:
-        seen = "its header" if image is None else f"{image.width}×{image.height} pixels"
-        fault = Fault(pointer("file", member.filename), f"{seen} says more than {MAX_PIXELS} pixels",
-                      f"at most {MAX_PIXELS} pixels per image")  # fmt: skip
-        raise DatasetTooLarge("an image is too large to be decoded", faults=[fault])
-    return image
+        raise Unreadable(error.faults[0].message) from None
 
 
-def _read_headers(archive: zipfile.ZipFile, entries: Sequence[Entry], unreadable: dict[str, str]) -> dict[str, _Header]:
+def _read_headers(archive: zipfile.ZipFile, entries: Sequence[Entry], unreadable: dict[str, str]) -> dict[str, Header]:
     """By file name; the files that have none go to `unreadable`."""
     headers = {}
 
-    def read(entry: Entry) -> _Header | str:
+    def read(entry: Entry) -> Header | str:
         try:
-            return _read_header(archive, entry.member)
-        except _Unreadable as error:
+            return read_header(_bytes_of(archive, entry.member), pointer("file", entry.member.filename))
+        except Unreadable as error:
             return str(error)
 
     found = in_order(read, entries, threads=torch_threads(), cost=_packed_bytes, most=IN_FLIGHT_BYTES)
@@ -130,29 +104,11 @@ def _read_headers(archive: zipfile.ZipFile, entries: Sequence[Entry], unreadable
     return headers
 
 
-def _read_header(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> _Header:
-    with _open(archive, member) as image:
-        if image.mode not in _MODES:
-            raise _Unreadable(f"pixel type {image.mode}, not 8 bits per channel")
-        return _Header((image.height, image.width), image.mode, image.has_transparency_data)
-
-
-def _common_size(headers: Mapping[str, _Header]) -> tuple[int, int]:
-    sizes = Counter(header.size for header in headers.values())
-    common = sizes.most_common(1)[0][0]
-    if len(sizes) > 1:
-        named = ", ".join(f"{count} of {height}×{width}" for (height, width), count in sizes.most_common(10))
-        message = f"images have {len(sizes)} sizes ({named}{', …' if len(sizes) > 10 else ''})"
-        fault = Fault("/preprocess/size", message, f"the model's input size, such as {list(common)}: all are resized")
-        raise DatasetUnsuitable("the images are of different sizes", faults=[fault])
-    return common
-
-
 def _decode_split(
     archive: zipfile.ZipFile,
     entries: Sequence[Entry],
     classes: Sequence[str],
-    headers: Mapping[str, _Header],
+    headers: Mapping[str, Header],
     shape: tuple[int, int, int],
     shelf: Shelf,
     unreadable: dict[str, str],
@@ -162,17 +118,17 @@ def _decode_split(
     labels: list[int] = []
     numbers = {name: number for number, name in enumerate(classes or [""])}
 
-    def decode(entry: Entry) -> Tensor | str:
+    def placed(entry: Entry) -> Tensor | str:
         try:
-            return resize(_decode(archive, entry.member, shape[0])[None], shape[1:])
-        except _Unreadable as error:
+            image = decode(_bytes_of(archive, entry.member), pointer("file", entry.member.filename), shape[0])
+        except Unreadable as error:
             return str(error)
+        return resize(image[None], shape[1:])
 
     def cost(entry: Entry) -> int:
-        height, width = headers[entry.member.filename].size
-        return _packed_bytes(entry) + 8 * height * width  # as Pillow has it, and as an array
+        return _packed_bytes(entry) + decoded_bytes(headers[entry.member.filename].size)
 
-    decoded = in_order(decode, entries, threads=torch_threads(), cost=cost, most=IN_FLIGHT_BYTES)
+    decoded = in_order(placed, entries, threads=torch_threads(), cost=cost, most=IN_FLIGHT_BYTES)
     for entry, image in zip(entries, decoded, strict=True):
         if isinstance(image, str):
             unreadable[entry.member.filename] = image
@@ -186,47 +142,20 @@ def _packed_bytes(entry: Entry) -> int:
     return entry.member.file_size
 
 
-def _decode(archive: zipfile.ZipFile, member: zipfile.ZipInfo, channels: int) -> Tensor:
-    """(C, H, W) uint8"""
-    with _open(archive, member) as image:
-        try:
-            pixels = np.array(image.convert("L" if channels == 1 else "RGB"))
-        except MemoryError:
-            raise
-        except Exception as error:  # as in _open
-            raise _Unreadable(f"damaged ({type(error).__name__})") from None
-    return torch.from_numpy(pixels).view(*pixels.shape[:2], channels).permute(2, 0, 1)
-
-
 def _check_share(unreadable: Mapping[str, str], images: int) -> None:
-    if len(unreadable) > UNREADABLE_SHARE * images:
-        faults = [Fault(pointer("file", name), message) for name, message in unreadable.items()]
-        message = f"{len(unreadable)} of {images} images cannot be read"
-        summary = Fault("/file", message, f"at most {UNREADABLE_SHARE:.0%}")
-        raise DatasetUnreadable("too many images cannot be read", faults=[summary, *first_faults(faults)])
+    check_share({pointer("file", name): message for name, message in unreadable.items()}, images)
 
 
 def _warnings(
-    headers: Mapping[str, _Header],
+    headers: Mapping[str, Header],
     unreadable: Mapping[str, str],
     layout: Layout,
     splits: Mapping[SplitName, Images],
 ) -> list[str]:
-    found = []
-    if unreadable:
-        names = ", ".join(list(unreadable)[:10])
-        found.append(f"{len(unreadable)} image(s) could not be read and were left out: {names}")
+    transparent = sum(header.transparent for header in headers.values())
+    found = image_warnings(list(unreadable), transparent, splits, layout.classes)
     if not layout.classes:
         found.append("no labels: the images are not in folders of classes; for tasks that need none")
     if layout.notes:
         found.append(f"{len(layout.notes)} file(s) that are no images were left aside: {', '.join(layout.notes[:10])}")
-    transparent = sum(header.transparent for header in headers.values())
-    if transparent:
-        found.append(f"{transparent} image(s) have transparency, which was dropped")
-    for name, images in splits.items():
-        present = set(images.y.tolist())
-        absent = [class_name for label, class_name in enumerate(layout.classes) if label not in present]
-        # a class that train has lost is refused by `order_classes`
-        if absent and name != "train":
-            found.append(f"{name} has no images of {len(absent)} class(es): {', '.join(absent[:10])}")
     return found

@@ -182,9 +182,7 @@ def filter_norm(
                 break
         if met:
             break
-        if is_over(
-            target.present(network, run.latency)
-        ):  # the fine-tuning has left too little: there were more rounds than planned
+        if is_over(target.present(network, run.latency)):  # fine-tuning has left too little: more rounds than planned
             tuning.after(run.round, run.accuracy, last=True)
             continue
         rounds = rounds[1:]
@@ -265,7 +263,8 @@ def filter_norm(
         state.save(**run.values(), weights=network.state_dict())
 
     warnings, accuracy = [*tuning.never_reached(run.round), *tuning.cut_short()], run.accuracy
-    if not is_done(count(network)) and not state.get("stopped"):
+    present = target.present(network, run.latency)
+    if not is_done(present) and not state.get("stopped"):
         warnings.append(f"step {step} ended after {run.round} round(s), short of its target: {trainer.budget.told}")
     if not guard.admits(run.accuracy):
         network, cuts, accuracy = guard.smallest(given, run.plan, step=step)
@@ -276,7 +275,7 @@ def filter_norm(
             f"after {cuts} of them is kept, which lost {guard.lost(accuracy):.4g} on validation"
         )
         run.keep(cuts)
-    elif like is None and not target.met(target.present(network, run.latency)):
+    elif like is None and is_done(present) and not target.met(present):
         warnings.append(
             f"step {step} ended at the least widths (channel_multiple {channel_multiple}): nothing more could be "
             f"removed, and the latency {target.target.latency} was not reached"

@@ -354,17 +354,18 @@ def test_inspecting_a_dataset() -> None:
 def test_a_dataset_without_a_contact_sheet_is_ready_all_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert inspect_dataset(DIGITS, tmp_path)["warnings"] == []
-    (tmp_path / "contact_sheet.png").unlink()
+    check = DatasetCheck(dataset=DIGITS)
+    assert inspect_dataset(check, tmp_path)["warnings"] == []
+    (tmp_path / "out" / "contact_sheet.png").unlink()
 
     def odd(*_: object) -> None:
         raise ValueError("a secret path: /somewhere")
 
     monkeypatch.setattr(inspection, "write_contact_sheet", odd)
-    summary = inspect_dataset(DIGITS, tmp_path)
+    summary = inspect_dataset(check, tmp_path)
     assert summary["warnings"] == ["no contact sheet could be made: an unexpected ValueError"]
     assert summary["images"] == 1797
-    assert not list(tmp_path.iterdir())
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 def test_the_command_that_does_it_again_has_all_that_the_job_was_given(model: ModelInput) -> None:

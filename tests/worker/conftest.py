@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import shutil
+import ssl
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import trustme
 
 from store import migrate
 from store.database import connect
 from store.settings import Settings
 from tests.worker.house import FAKE_CHILD, House
+from tests.worker.source_server import CONTENT, Served, Server, serving
 from worker.context import make_context
+from worker.sources import transfer
 
 
 @pytest.fixture(scope="session")
@@ -39,3 +43,39 @@ def house(settings: Settings) -> Iterator[House]:
     context = make_context(settings, name="here:1", command=FAKE_CHILD)
     yield House(context)
     context.engine.dispose()
+
+
+# --- where datasets are fetched from ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+@pytest.fixture
+def server(authority: trustme.CA) -> Iterator[Server]:
+    """An https server of localhost, which has /images.zip."""
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("localhost").configure_cert(tls)
+    with serving(tls) as server:
+        server.files["/images.zip"] = Served(CONTENT)
+        yield server
+
+
+@pytest.fixture
+def allowing(
+    server: Server, settings: Settings, authority: trustme.CA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Settings:
+    """Settings that allow the server, at its private address and with its own authority. What broke off is tried again
+    soon."""
+    monkeypatch.setattr(transfer, "FIRST_WAIT_SECONDS", 0.01)
+    monkeypatch.setattr(transfer, "LONGEST_WAIT_SECONDS", 0.02)
+    ca_file = tmp_path / "ca.pem"
+    authority.cert_pem.write_to_path(str(ca_file))
+    return settings.model_copy(
+        update={
+            "dataset_hosts": (server.url.removeprefix("https://"),), "dataset_private_addresses": True,
+            "dataset_ca_file": ca_file, "upload_idle_seconds": 5,
+        }
+    )  # fmt: skip

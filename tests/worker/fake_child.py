@@ -13,10 +13,11 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from core.errors import Fault, ModelUnreadable
 from core.events import Emit
+from core.job import DatasetFormat
 from tests.worker.reports import DATASET_SUMMARY, GRAPH, MODEL_SUMMARY, PNG, REPORT
 from worker.child import main
 
@@ -205,7 +206,7 @@ def inspect(workdir: Path, emit: Emit) -> Mapping[str, Any]:
     content = Path(inputs["path"]).read_text() if inputs["path"] else "fine"
     if content in PLANS:
         return PLANS[content](workdir, emit, {})
-    summary = DATASET_SUMMARY if inputs["format"] == "digits" else MODEL_SUMMARY
+    summary = DATASET_SUMMARY if inputs["format"] in get_args(DatasetFormat) else MODEL_SUMMARY
     if summary is MODEL_SUMMARY and content != "no graph":
         left = {"empty graph": "", "odd graph": '{"version": 1, "totals": 3}', "not JSON": "{"}
         (workdir / "out" / "graph.json").write_text(left.get(content, json.dumps(GRAPH)))

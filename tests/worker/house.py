@@ -59,6 +59,15 @@ class House:
             )  # fmt: skip
         return dataset.id
 
+    def source(self, uri: str, sha256: str | None = None, format: str = "image_folder") -> str:
+        """A dataset that is to be fetched."""
+        with transaction(self.context.engine) as session:
+            dataset, _ = uploads.create_dataset(
+                session, owner="me", sha256=None, bytes=0, filename="data", format=format, options={}, uri=uri,
+                pinned_sha256=sha256,
+            )  # fmt: skip
+        return dataset.id
+
     def job(self, queue: str = "cpu", run_seconds_limit: int = 60, device: str = "cpu", **plan: Any) -> str:
         """A queued job whose child does `plan`."""
         step = {"method": "filter_norm", "target": {"macs": 0.5}}

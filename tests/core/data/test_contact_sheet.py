@@ -26,7 +26,8 @@ from core.data.contact_sheet import (
     shortened,
     write_contact_sheet,
 )
-from core.data.datasets import Dataset
+from core.data.datasets import Dataset, Split
+from core.data.rows import Held
 from core.job import Preprocess
 from tests.core.fakes import small_dataset
 from worker.png import MAX_BYTES, check_png
@@ -61,7 +62,7 @@ def test_a_row_holds_training_images_of_its_class_spread_over_them(channels: int
 def test_a_class_of_few_images_has_them_once_and_one_of_none_an_empty_row() -> None:
     dataset = small_dataset(images=8)
     train = dataset.splits["train"]
-    fewer = dataclasses.replace(train, x=train.x[:3], y=train.y[:3])
+    fewer = Split(train.x[:3], train.y[:3], train.given, train.index_sha256)
     dataset = dataclasses.replace(dataset, splits={**dataset.splits, "train": fewer})
     sheet = contact_sheet(dataset)
     for row in range(4):
@@ -91,7 +92,7 @@ def test_float_images_are_rounded_and_odd_numbers_do_no_harm() -> None:
     dataset = small_dataset(images=8)
     x = dataset.splits["train"].x.float()
     x[0, 0, 0, :4] = torch.tensor([float("nan"), float("inf"), -5.0, 99.6])
-    train = dataclasses.replace(dataset.splits["train"], x=x)
+    train = dataset.splits["train"].with_rows(Held(x))
     sheet = contact_sheet(dataclasses.replace(dataset, splits={**dataset.splits, "train": train}))
     assert cells(sheet, (64, 64), 0, 64 + GAP)[0][0, 4:32:8].tolist() == [0, 255, 0, 100]
 
@@ -99,7 +100,7 @@ def test_float_images_are_rounded_and_odd_numbers_do_no_harm() -> None:
 def test_large_images_are_reduced() -> None:
     x = torch.full((8, 3, 300, 200), 90, dtype=torch.uint8)
     dataset = small_dataset(images=8, channels=3)
-    train = dataclasses.replace(dataset.splits["train"], x=x)
+    train = dataset.splits["train"].with_rows(Held(x))
     sheet = contact_sheet(dataclasses.replace(dataset, splits={**dataset.splits, "train": train}))
     assert cell_size(300, 200) == (64, LARGE)
     assert (cells(sheet, (64, LARGE), 0, LARGE + GAP, 2) == 90).all()
@@ -139,7 +140,7 @@ def noise(size: tuple[int, int], classes: int) -> Dataset:
     """What compresses worst."""
     dataset = small_dataset(images=COLUMNS * classes, classes=classes, channels=3)
     x = torch.randint(0, 256, (COLUMNS * classes, 3, *size), dtype=torch.uint8)
-    train = dataclasses.replace(dataset.splits["train"], x=x)
+    train = dataset.splits["train"].with_rows(Held(x))
     return dataclasses.replace(dataset, splits={**dataset.splits, "train": train})
 
 
