@@ -116,12 +116,14 @@ def agree(windows: list[dict[str, list[float]]]) -> bool:
     return True
 
 
-def warm_up(runs: Mapping[str, Callable[[], None]], clock: Callable[[], float]) -> float:
-    """Run each a few times, at least `WARM_UP_SECONDS` in all; the seconds of one round, by the fastest seen."""
+def warm_up(
+    runs: Mapping[str, Callable[[], None]], clock: Callable[[], float], seconds: float = WARM_UP_SECONDS
+) -> float:
+    """Run each a few times, for at least `seconds` in all; the seconds of one round, by the fastest seen."""
     start = clock()
     fastest = float("inf")
     rounds = 0
-    while rounds < WARM_UP_RUNS or (clock() - start < WARM_UP_SECONDS and rounds < 10 * MOST_SAMPLES):
+    while rounds < WARM_UP_RUNS or (clock() - start < seconds and rounds < 10 * MOST_SAMPLES):
         before = clock()
         for run in runs.values():
             run()

@@ -1,7 +1,9 @@
 """The latency of one file against another's, with its doubt: what a target of latency is decided by.
 
-Both run in one process, their samples in turns. A window gives one ratio, of the medians of its samples; the result is
-the median of the windows' ratios, and around it the narrowest interval between two of them that holds the true median
+Both run in one process, their samples in turns. A window gives one ratio, of the medians of its samples. Each window
+opens both files anew, since where a session's memory happens to lie moves its latency by some per cent for as long as
+it lives: windows of one pair of sessions would agree with each other more than with the next pair. The result is the
+median of the windows' ratios, and around it the narrowest interval between two of them that holds the true median
 with at least 95 % (order statistics, whatever the ratios' distribution: Conover 1999, section 3.2).
 """
 
@@ -20,9 +22,10 @@ from core.report import LatencyRatio
 FEWEST_WINDOWS, MOST_WINDOWS = 6, 15
 """Of five windows even the whole range holds the median with 94 % only."""
 
-WINDOW_SECONDS = 0.2
+WINDOW_SECONDS, WARM_UP_SECONDS = 0.2, 0.05
 BUDGET_SECONDS = 6.0
 CONFIDENCE = 0.95
+Run = Callable[[], None]
 
 
 @in_own_thread
@@ -33,33 +36,40 @@ def measure_latency_ratio(
 
     inputs: float32 (B, ...), for both. Raises `ValueError` where a file fixes another batch size than B.
     """
-    runs = {}
-    for name, path in (("original", original), ("candidate", candidate)):
+
+    def opened(path: Path) -> Run:
         session = open_session(path)
         require_batch(session, len(inputs))
-        runs[name] = bound_run(session, inputs, "cpu")
-    return sample_ratio(runs["original"], runs["candidate"], budget_seconds=budget_seconds)
+        return bound_run(session, inputs, "cpu")
+
+    return sample_ratio(lambda: opened(original), lambda: opened(candidate), budget_seconds=budget_seconds)
 
 
 def sample_ratio(
-    original: Callable[[], None],
-    candidate: Callable[[], None],
+    original: Callable[[], Run],
+    candidate: Callable[[], Run],
     *,
     budget_seconds: float = BUDGET_SECONDS,
     clock: Callable[[], float] = time.perf_counter,
 ) -> LatencyRatio:
-    """Warm up, then take 15 windows; after 6, no more once `budget_seconds` are over. `clock` in seconds."""
-    runs = {"original": original, "candidate": candidate}
-    seconds = warm_up(runs, clock)
-    size = min(MOST_SAMPLES, max(FEWEST_SAMPLES, round(WINDOW_SECONDS / max(seconds, 1e-9))))
+    """Takes 15 windows; after 6, no more once `budget_seconds` are over. Each opens both, warms up and takes samples.
+
+    original, candidate: open a session and return what runs it once. `clock` in seconds.
+    """
     start = clock()
     medians: list[tuple[float, float]] = []
-    with uncollected():
-        while len(medians) < MOST_WINDOWS:
-            if len(medians) >= FEWEST_WINDOWS and clock() - start >= budget_seconds:
-                break
+    while len(medians) < MOST_WINDOWS:
+        if len(medians) >= FEWEST_WINDOWS and clock() - start >= budget_seconds:
+            break
+        if len(medians) % 2:  # neither is always the one that is opened first
+            runs = {"candidate": candidate(), "original": original()}
+        else:
+            runs = {"original": original(), "candidate": candidate()}
+        seconds = warm_up(runs, clock, WARM_UP_SECONDS)
+        size = min(MOST_SAMPLES, max(FEWEST_SAMPLES, round(WINDOW_SECONDS / max(seconds, 1e-9))))
+        with uncollected():
             window = take_window(runs, size, clock)
-            medians.append((statistics.median(window["original"]), statistics.median(window["candidate"])))
+        medians.append((statistics.median(window["original"]), statistics.median(window["candidate"])))
     ratios = [after / before for before, after in medians]
     low, high = median_interval(ratios)
     return LatencyRatio(

@@ -40,6 +40,17 @@ def test_a_memory_that_was_not_measured_has_no_row() -> None:
     assert "peak memory" not in shown(variants=variants)
 
 
+def test_a_target_that_was_missed_is_told_with_the_interval_of_what_was_measured() -> None:
+    targets = [
+        {"name": "step/0/latency", "target": 0.6, "reached": 0.58, "met": False, "low": 0.55, "high": 0.63},
+        {"name": "step/0/params", "target": 0.5, "reached": 0.7, "met": False, "low": None, "high": None},
+        {"name": "step/0/macs", "target": 0.5, "reached": 0.4, "met": True},
+    ]
+    assert (
+        "the recipe's target was not met: step/0/latency 0.58 (0.55 to 0.63), asked 0.6, step/0/params 0.7, asked 0.5\n"
+    ) in shown(target_met=False, targets=targets)
+
+
 def test_controls_are_shown_with_their_interval() -> None:
     control = {
         "name": "random", "budget": "the recipe's steps", "cost": {"epochs": 12}, "accuracy_difference": 0.0125,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from itertools import count
+from itertools import count, cycle, repeat
 from pathlib import Path
 
 import numpy as np
@@ -46,29 +46,35 @@ def test_too_few_windows_have_no_interval() -> None:
 
 
 class Machine:
-    """A clock that only the runs move."""
+    """A clock that only the runs move. `costs`: of each session that is opened, the seconds of each run."""
 
-    def __init__(self, original: Iterator[float], candidate: Iterator[float]) -> None:
+    def __init__(self, original: Callable[[], Iterator[float]], candidate: Callable[[], Iterator[float]]) -> None:
         self.now = 0.0
         self.costs = {"original": original, "candidate": candidate}
         self.calls: list[str] = []
+        self.opened: list[str] = []
 
     def sample(self, budget_seconds: float) -> LatencyRatio:
-        def runner(name: str) -> Callable[[], None]:
-            def run() -> None:
-                self.calls.append(name)
-                self.now += next(self.costs[name])
+        def opener(name: str) -> Callable[[], Callable[[], None]]:
+            def opened() -> Callable[[], None]:
+                self.opened.append(name)
+                costs = self.costs[name]()
 
-            return run
+                def run() -> None:
+                    self.calls.append(name)
+                    self.now += next(costs)
+
+                return run
+
+            return opened
 
         return sample_ratio(
-            runner("original"), runner("candidate"), budget_seconds=budget_seconds, clock=lambda: self.now
+            opener("original"), opener("candidate"), budget_seconds=budget_seconds, clock=lambda: self.now
         )
 
 
-def always(seconds: float) -> Iterator[float]:
-    while True:
-        yield seconds
+def always(seconds: float) -> Callable[[], Iterator[float]]:
+    return lambda: repeat(seconds)
 
 
 def test_windows_are_interleaved_and_their_ratios_counted() -> None:
@@ -77,33 +83,37 @@ def test_windows_are_interleaved_and_their_ratios_counted() -> None:
     assert (found.ratio, found.low, found.high) == pytest.approx((0.5, 0.5, 0.5))
     assert (found.original_ms, found.candidate_ms) == pytest.approx((100, 50))
     assert found.windows == MOST_WINDOWS
-    first = len(machine.calls) - MOST_WINDOWS * 2 * 5  # five samples of each in a window, at that pace
-    assert machine.calls[first : first + 4] == ["original", "candidate", "candidate", "original"]
+    # at that pace five runs of each to warm up, and five samples of each
+    assert len(machine.calls) == MOST_WINDOWS * 20
+    assert machine.calls[10:14] == ["original", "candidate", "candidate", "original"]
+
+
+def test_each_window_opens_both_anew_and_neither_is_always_first() -> None:
+    machine = Machine(always(0.1), always(0.05))
+    machine.sample(1e9)
+    assert machine.opened[:4] == ["original", "candidate", "candidate", "original"]
+    assert len(machine.opened) == 2 * MOST_WINDOWS
+
+
+def test_sessions_that_differ_leave_a_doubt() -> None:
+    """What one pair of sessions would have told to the digit."""
+    levels = cycle([0.04, 0.05, 0.06])
+    found = Machine(always(0.1), lambda: repeat(next(levels))).sample(1e9)
+    assert found.ratio == pytest.approx(0.5)
+    assert (found.low, found.high) == pytest.approx((0.4, 0.6))
 
 
 def test_a_slow_network_is_measured_for_no_longer_than_it_must() -> None:
-    found = Machine(always(10.0), always(9.0)).sample(1.0)
-    assert found.windows == FEWEST_WINDOWS
+    assert Machine(always(10.0), always(9.0)).sample(1.0).windows == FEWEST_WINDOWS
 
 
 def test_what_slows_the_machine_down_slows_both_and_leaves_the_ratio() -> None:
-    def drifting(seconds: float) -> Iterator[float]:
-        yield from (seconds * (1 + number / 50) for number in count())
+    load = count(50)
 
-    found = Machine(drifting(0.1), drifting(0.05)).sample(1e9)
-    assert found.ratio == pytest.approx(0.5, abs=0.01)
+    def slower(seconds: float) -> Callable[[], Iterator[float]]:
+        return lambda: (seconds * next(load) / 50 for _ in repeat(None))
 
-
-def test_windows_that_disagree_leave_a_doubt() -> None:
-    def jumping() -> Iterator[float]:
-        yield from [0.05] * 5  # the warm-up
-        while True:
-            for level in (0.04, 0.05, 0.06):
-                yield from [level] * 5
-
-    found = Machine(always(0.1), jumping()).sample(1e9)
-    assert found.ratio == pytest.approx(0.5)
-    assert (found.low, found.high) == pytest.approx((0.4, 0.6))
+    assert Machine(slower(0.1), slower(0.05)).sample(1e9).ratio == pytest.approx(0.5, abs=0.01)
 
 
 def test_real_files_are_run(linear_file: MakeFile) -> None:

@@ -235,8 +235,10 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def trained_run(data: Dataset, folder: Path, events: Events, latencies: Sequence[float]) -> tuple[Outcome, list[int]]:
-    given, exports = network(), ScriptedExports(*map(sure, latencies))
+def trained_run(
+    data: Dataset, folder: Path, events: Events, latencies: Sequence[float], exports: ScriptedExports | None = None
+) -> tuple[Outcome, list[int]]:
+    given, exports = network(), exports or ScriptedExports(*map(sure, latencies))
     trainer = Trainer(
         data, training=Training(optimizer=Sgd(lr=0.02), batch_size=16), device=torch.device("cpu"), seed=3,
         original_macs=count(given).macs, emit=events, progress=Progress(events),
@@ -276,3 +278,30 @@ def test_what_was_decided_is_not_decided_again(
         assert again.front == whole.front
         ours, theirs = again.network.state_dict(), whole.network.state_dict()
         assert all(torch.equal(ours[name], theirs[name]) for name in theirs), number
+
+
+class MeasuringExports(ScriptedExports):
+    """Measures in earnest, and says what the script says."""
+
+    def __init__(self, folder: Path, *latencies: tuple[float, float, float]) -> None:
+        super().__init__(*latencies)
+        self._real = Exports(
+            network(), export=Export(), folder=folder, inputs=lambda: np.zeros((1, 1, 8, 8), np.float32)
+        )
+
+    def latency(self, network: Network) -> LatencyRatio:
+        self._real.latency(network)
+        return super().latency(network)
+
+
+def test_measuring_leaves_no_trace_in_the_training(
+    data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None
+) -> None:
+    """ONNX Runtime and torch share a process: what one sets for its threads must not change the other's numbers."""
+    monkeypatch.setattr("core.measure.latency_ratio.MOST_WINDOWS", 6)
+    plain, _ = trained_run(data, tmp_path / "plain", Events(), LATENCIES)
+    exports = MeasuringExports(tmp_path / "files", *map(sure, LATENCIES))
+    measured, _ = trained_run(data, tmp_path / "measured", Events(), LATENCIES, exports)
+    ours, theirs = measured.network.state_dict(), plain.network.state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert measured.front == plain.front
