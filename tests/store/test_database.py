@@ -18,7 +18,7 @@ from store.columns import storable
 from store.database import connect, ping, reading, transaction
 from store.ids import new_id
 from store.keys import SCOPES, add_key, authenticate, new_secret
-from store.records import ApiKey, Event, Job, Model, Record
+from store.records import ApiKey, Dataset, Event, Job, Model, Record
 from store.uploads import create_model
 from tests.store.conftest import NOW, OWNER, POSTGRES
 
@@ -75,6 +75,23 @@ def test_models_from_before_their_graphs_were_described_stay(fresh: Engine) -> N
     with reading(fresh) as session:
         model = session.get_one(Model, "mdl_1")
         assert (model.state, model.graph_sha256, model.graph_bytes) == ("ready", None, None)
+
+
+def test_datasets_from_before_they_were_fetched_stay(fresh: Engine) -> None:
+    migrate.upgrade(fresh, "0002")
+    with fresh.begin() as connection:
+        connection.execute(text(
+            "INSERT INTO datasets "
+            "(id, owner, filename, format, options, identity, bytes, state, created_at, check_count, uri) VALUES "
+            "('ds_1', 'ann', 'd.npz', 'npz', '{}', 'x', 7, 'ready', '2026-01-01 00:00:00', 1, 'upload')"
+        ))  # fmt: skip
+    migrate.upgrade(fresh)
+    with reading(fresh) as session:
+        dataset = session.get_one(Dataset, "ds_1")
+        assert (dataset.state, dataset.uri, dataset.pinned_sha256) == ("ready", "upload", None)
+    with fresh.begin() as connection:
+        connection.execute(text("UPDATE datasets SET uri = :uri"), {"uri": "https://a.com/" + "x" * 2000})
+    migrate.check(fresh)
 
 
 def test_two_servers_that_start_at_once_migrate_once(fresh: Engine) -> None:
