@@ -63,7 +63,7 @@ def prune(
     `builtin:digits`, a URI that the server fetches (https://…, s3://…, file:///…), or an id (ds_…); `preprocess`,
     `splits`, `columns`, `data_format` and `data_sha256` are about it, as in `add_dataset`. `recipe`: the name of a
     ready-made one, a `Path` to a file, or a document. `requirements`: what the result must keep to, e.g.
-    {"accuracy_drop": "<= 0.01"}. `output`: a file, or a folder, for pruned.onnx in it. `timeout`: seconds for all of it.
+    {"accuracy_drop": "<= 0.01"}. `output`: a file, or a folder, for pruned.onnx in it. `timeout`: seconds for all.
 
     If the caller is interrupted (KeyboardInterrupt, a cancelled task), or the time is up, the job is cancelled on the
     server before that is raised on; the last progress says whether it was ("cancelled", "not cancelled").
