@@ -81,7 +81,7 @@ def read_parquet(
     if path is None:
         fault = Fault("/file", "no file was given", "a .parquet file, or a zip of some")
         raise DatasetUnreadable("parquet needs a file", faults=[fault])
-    with parquet_files(path) as files:
+    with parquet_files(path) as (files, others):
         scan = _Scan()
         total = _count(files, columns or Columns(), scan)
         for file in files:
@@ -107,7 +107,10 @@ def read_parquet(
         "columns": scan.columns.model_dump(),
     }
     left_out = [" ".join(parts) for parts in scan.unreadable]
-    return Source(splits, classes, details, image_warnings(left_out, scan.transparent, splits, classes))
+    warnings = image_warnings(left_out, scan.transparent, splits, classes)
+    if others:
+        warnings.append(f"{len(others)} file(s) that are no Parquet files were left out: {', '.join(others[:10])}")
+    return Source(splits, classes, details, warnings)
 
 
 def _count(files: list[File], asked: Columns, scan: _Scan) -> int:

@@ -84,12 +84,15 @@ def is_parquet(names: Sequence[str]) -> bool:
 
 
 @contextmanager
-def parquet_files(path: Path) -> Iterator[list[File]]:
-    """The Parquet files in the file `path`, a zip or one of them. Raises `DatasetRefused` with the faults."""
+def parquet_files(path: Path) -> Iterator[tuple[list[File], list[str]]]:
+    """The Parquet files in the file `path`, a zip or one of them; and the names of what else is in the zip.
+
+    Raises `DatasetRefused` with the faults.
+    """
     with path.open("rb") as file:
         packed = file.read(4) == b"PK\x03\x04"
     if not packed:
-        yield [File(None, None, lambda: path.open("rb"))]
+        yield [File(None, None, lambda: path.open("rb"))], []
         return
     with open_archive(path, ZIP_LIMITS) as (archive, members), tempfile.TemporaryDirectory() as folder:
         files = [member for member in members if not member.is_dir() and not is_litter(member.filename)]
@@ -105,7 +108,7 @@ def parquet_files(path: Path) -> Iterator[list[File]]:
         if unclear and len(unclear) < len(found):
             faults = [Fault(file.where(), "its name says no split, others' do", "train-….parquet") for file in unclear]
             raise DatasetUnsuitable("some files belong to no split", faults=faults[:20])
-        yield found
+        yield found, [member.filename for member in files if member not in named]
 
 
 def _split_of(name: str) -> SplitName | None:

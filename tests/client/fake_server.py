@@ -157,8 +157,12 @@ class FakeServer:
             preprocess = {"size": None, "scale": 1 / 255, "mean": [0.0], "std": [1.0], "channels": None,
                           "layout": "NCHW", "class_order": None}  # fmt: skip
             splits = {"validation": 0.1, "test": 0.2, "seed": 0, "classes": None, "holdout_classes": None}
-            options = {"format": "npz", "preprocess": preprocess | json.loads(query.get("preprocess", "{}")),
-                       "splits": splits | json.loads(query.get("splits", "{}"))}  # fmt: skip
+            columns = {"image": None, "label": None, "split": None}
+            options = {
+                "format": "npz", "preprocess": preprocess | json.loads(query.get("preprocess", "{}")),
+                "splits": splits | json.loads(query.get("splits", "{}")),
+                "columns": columns | json.loads(query.get("columns", "{}")),
+            }  # fmt: skip
         for known in table.values():
             if sha256 is not None and known["sha256"] == sha256 and known["options"] == options:
                 if known["state"] == "refused":

@@ -63,6 +63,18 @@ def test_prune_sends_what_it_was_told(run: Command, fake: FakeServer, model_file
     assert next(iter(fake.models.values()))["options"] == {"architecture": "resnet20", "input_shape": [3, 32, 32]}
 
 
+def test_prune_on_what_the_server_fetches(run: Command, fake: FakeServer, model_file: Path) -> None:
+    code, _, err = run(
+        "prune", model_file, "--data", "s3://sets/train", "--data-sha256", "ab" * 32, "--format", "parquet",
+        "--columns", '{"image": "jpg"}', "--recipe", "half", "-o", "out.onnx",
+    )  # fmt: skip
+    assert code == 0, err
+    assert "checking dataset s3://sets/train" in err
+    assert json.loads(fake.bodies[fake.log.index("POST /v1/datasets")]) == {
+        "uri": "s3://sets/train", "sha256": "ab" * 32, "format": "parquet", "columns": {"image": "jpg"},
+    }  # fmt: skip
+
+
 def test_prune_with_json_prints_one_document(run: Command, fake: FakeServer, model_file: Path, tmp_path: Path) -> None:
     ran = run(*prune(model_file, "--json", "--report", "report.json"))
     assert ran.code == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -59,6 +60,15 @@ def test_datasets(run: Command, fake: FakeServer, data_file: Path) -> None:
     assert "test: 0.5" in run("datasets", "show", other["id"]).out
     assert run("datasets", "delete", first["id"], "--json").document == {"deleted": first["id"]}
     assert run("datasets", "delete", first["id"]).code == 2
+
+
+def test_a_dataset_that_the_server_fetches(run: Command, fake: FakeServer) -> None:
+    uri = "https://data.example.com/d"
+    more = ("--sha256", "ab" * 32, "--format", "parquet", "--columns", '{"label": "coarse"}', "--json")
+    assert run("datasets", "add", uri, *more).code == 0
+    assert json.loads(fake.bodies[fake.log.index("POST /v1/datasets")]) == {
+        "uri": uri, "sha256": "ab" * 32, "format": "parquet", "columns": {"label": "coarse"},
+    }  # fmt: skip
 
 
 def test_recipes(run: Command) -> None:

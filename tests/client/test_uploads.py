@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import tracemalloc
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import billhook
+from billhook.errors import ChecksumMismatch, UploadRefused
 from billhook.operations import uploads
 from core.job import DatasetOptions
 from tests.client.either import Either
@@ -65,6 +67,48 @@ def test_a_folder_is_uploaded_once_and_cleaned_up(
 def test_a_built_in_dataset(client: Either, fake: FakeServer) -> None:
     assert client.add_dataset("builtin:digits", splits={"seed": 3}).state == "ready"
     assert json.loads(fake.bodies[fake.log.index(DATASETS)]) == {"uri": "builtin:digits", "splits": {"seed": 3}}
+
+
+@pytest.mark.parametrize(
+    "uri", ["https://data.example.com/d.zip", "s3://sets/d.parquet", "file:///srv/sets/photos/", "ftp://a.com/d.zip"]
+)
+def test_what_the_server_is_to_fetch_is_not_read_here(client: Either, fake: FakeServer, uri: str) -> None:
+    assert client.add_dataset(uri).state == "ready"
+    assert json.loads(fake.bodies[fake.log.index(DATASETS)]) == {"uri": uri}, "the server says which are taken"
+
+
+def test_a_reference_with_all_that_can_be_said_of_it(client: Either, fake: FakeServer) -> None:
+    columns, splits = {"label": "coarse"}, {"seed": 3}
+    client.add_dataset("s3://sets/d", columns=columns, splits=splits, format="parquet", sha256="AB" * 32)
+    assert json.loads(fake.bodies[fake.log.index(DATASETS)]) == {
+        "uri": "s3://sets/d", "columns": columns, "splits": splits, "format": "parquet", "sha256": "ab" * 32,
+    }  # fmt: skip
+
+
+def test_a_reference_that_is_refused_is_called_by_its_uri(client: Either, fake: FakeServer) -> None:
+    fake.refusal = {"code": "source_not_found", "message": "there is no file", "faults": []}
+    with pytest.raises(UploadRefused, match=r"https://a\.com/d\.zip was refused: there is no file") as caught:
+        client.add_dataset("https://a.com/d.zip")
+    assert caught.value.code == "source_not_found"
+
+
+def test_columns_are_options_of_an_upload(client: Either, fake: FakeServer, tmp_path: Path) -> None:
+    path = tmp_path / "d.parquet"
+    path.write_bytes(b"PAR1")
+    plain = client.add_dataset(path)
+    named = client.add_dataset(path, columns={"label": "coarse"})
+    assert named.id != plain.id
+    assert client.add_dataset(path, columns={"label": "coarse", "image": None}) == named
+    assert client.add_dataset(path, columns={}) == plain
+    assert fake.count(DATASETS) == 2
+
+
+def test_a_file_of_another_sha256_is_not_sent(client: Either, fake: FakeServer, data_file: Path) -> None:
+    digest = hashlib.sha256(data_file.read_bytes()).hexdigest()
+    with pytest.raises(ChecksumMismatch, match=digest):
+        client.add_dataset(data_file, sha256="0" * 64)
+    assert fake.count(DATASETS) == 0
+    assert client.add_dataset(data_file, sha256=digest.upper()).sha256 == digest
 
 
 def test_a_large_file_is_never_in_memory(client: Either, fake: FakeServer, tmp_path: Path) -> None:

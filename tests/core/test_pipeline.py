@@ -41,7 +41,7 @@ from core.job import DatasetCheck, DatasetInput, JobInputs, ModelInput, ModelOpt
 from core.progress import Progress
 from core.recipe import Recipe, Requirements, parse_recipe
 from core.report import Report
-from core.reproduction import fingerprint, reproduce
+from core.reproduction import described, fingerprint, reproduce
 from core.state import FILE
 from core.training.trainer import Trainer
 from core.training_settings import CosineSchedule, Sgd, Training
@@ -381,6 +381,23 @@ def test_the_command_that_does_it_again_has_all_that_the_job_was_given(model: Mo
     for text in ("accuracy>=0.9", "latency_ratio<1e-07"):
         name, comparison = requirement(text)
         assert Requirements(**{name: comparison}).comparisons()[name] == Requirements(**required).comparisons()[name]
+
+
+def test_the_command_names_where_the_dataset_was_fetched_from(model: ModelInput) -> None:
+    uri = "https://data.example.com/a.parquet?version=3&x=1"
+    options = {"format": "parquet", "columns": {"label": "coarse"}}
+    dataset = DatasetInput(path=Path("d"), sha256="ab" * 32, format="parquet", options=options, uri=uri)
+    inputs = job(model, datasets=(dataset,))
+    _, command, _ = reproduce(inputs).splitlines()
+    words = shlex.split(command)
+    assert words[words.index("--format") + 1] == "parquet"
+    assert words[words.index("--columns") + 1] == '{"label":"coarse"}'
+    assert words[-4:] == ["--data", uri, "--data-sha256", "ab" * 32]
+    (told,) = described(inputs, {})["datasets"]
+    assert (told["uri"], told["sha256"]) == (uri, "ab" * 32)
+    uploaded = job(model, datasets=(dataset.model_copy(update={"uri": "upload"}),))
+    assert fingerprint(uploaded) == fingerprint(inputs), "where it came from decides nothing"
+    assert f"DATASET  # sha256 {'ab' * 32}" in reproduce(uploaded)
 
 
 def test_requirements_of_the_job_override_the_recipes(model: ModelInput) -> None:

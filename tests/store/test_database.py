@@ -84,6 +84,23 @@ def test_uploads_from_before_graphs_and_contact_sheets_stay(fresh: Engine) -> No
         assert (dataset.state, dataset.contact_sheet_sha256, dataset.contact_sheet_bytes) == ("ready", None, None)
 
 
+def test_datasets_from_before_they_were_fetched_stay(fresh: Engine) -> None:
+    migrate.upgrade(fresh, "0002")
+    with fresh.begin() as connection:
+        connection.execute(text(
+            "INSERT INTO datasets "
+            "(id, owner, filename, format, options, identity, bytes, state, created_at, check_count, uri) VALUES "
+            "('ds_1', 'ann', 'd.npz', 'npz', '{}', 'x', 7, 'ready', '2026-01-01 00:00:00', 1, 'upload')"
+        ))  # fmt: skip
+    migrate.upgrade(fresh)
+    with reading(fresh) as session:
+        dataset = session.get_one(Dataset, "ds_1")
+        assert (dataset.state, dataset.uri, dataset.pinned_sha256) == ("ready", "upload", None)
+    with fresh.begin() as connection:
+        connection.execute(text("UPDATE datasets SET uri = :uri"), {"uri": "https://a.com/" + "x" * 2000})
+    migrate.check(fresh)
+
+
 def test_two_servers_that_start_at_once_migrate_once(fresh: Engine) -> None:
     failures: list[BaseException] = []
     lock = threading.Lock()

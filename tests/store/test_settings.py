@@ -24,7 +24,13 @@ def test_the_environment_sets_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     monkeypatch.setenv("BILLHOOK_DATA_DIR", "relative")
     monkeypatch.setenv("BILLHOOK_DEVICES", "cpu, cuda:1")
     monkeypatch.setenv("BILLHOOK_API_KEY", "bh_secret")
+    monkeypatch.setenv("BILLHOOK_DATASET_HOSTS", "Data.example.com, b.com:8443,[::1]:443")
+    monkeypatch.setenv("BILLHOOK_DATASET_ROOTS", "/srv/sets,/mnt/sets")
+    monkeypatch.setenv("BILLHOOK_DATASET_BUCKETS", "sets,other.sets")
     settings = Settings()
+    assert settings.dataset_hosts == ("data.example.com", "b.com:8443", "[::1]:443")
+    assert settings.dataset_roots == (Path("/srv/sets"), Path("/mnt/sets"))
+    assert settings.dataset_buckets == ("sets", "other.sets")
     assert settings.data_dir == tmp_path / "relative"
     assert settings.database_url == f"sqlite:///{tmp_path}/relative/billhook.db"
     assert settings.devices == ("cpu", "cuda:1")
@@ -41,6 +47,12 @@ def test_the_environment_sets_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
         ({"lease_seconds": 6}, "heartbeat_seconds"),
         ({"port": 70_000}, "port"),
         ({"dataset_memory_bytes": 2**31, "memory_limit_bytes": 2**30}, "dataset_memory_bytes"),
+        ({"dataset_roots": "/srv/sets,relative"}, "dataset_roots"),
+        ({"dataset_roots": "/srv/../etc"}, "dataset_roots"),
+        ({"dataset_hosts": "https://data.example.com"}, "dataset_hosts"),
+        ({"dataset_hosts": "*.example.com"}, "dataset_hosts"),
+        ({"dataset_buckets": "s3://sets"}, "dataset_buckets"),
+        ({"dataset_buckets": "sets/folder"}, "dataset_buckets"),
     ],
 )
 def test_what_is_wrong_is_named(given: dict[str, object], named: str) -> None:

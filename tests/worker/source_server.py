@@ -27,6 +27,7 @@ class Served:
     headers: dict[str, str] = field(default_factory=dict)
     breaks: list[int] = field(default_factory=list)
     ranges: bool = True
+    etag_in_ranges: bool = True
     chunked: bool = False
     length: bool = True
     stalls_at: int | None = None
@@ -74,6 +75,8 @@ class _Handler(BaseHTTPRequestHandler):
             start, end = int(first), int(last) if last else len(content) - 1
             extra.setdefault("Content-Range", f"bytes {start}-{end}/{len(content)}")
             status, content = 206, content[start : end + 1]
+            if not served.etag_in_ranges:
+                extra.pop("ETag")
         self.send_response(status)
         for name, value in extra.items():
             self.send_header(name, value)

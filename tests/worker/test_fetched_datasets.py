@@ -7,10 +7,12 @@ import hashlib
 import io
 import threading
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -249,25 +251,42 @@ def test_nothing_secret_is_logged(
 # --- the real child --------------------------------------------------------------------------------------------------
 
 
-def test_images_are_read_in_the_real_child(
-    allowing: Settings, server: Server
-) -> None:  # fmt: skip
+def images() -> list[bytes]:
+    found = []
+    for number in range(20):
+        buffer = io.BytesIO()
+        pixels = np.random.default_rng(number).integers(0, 256, (8, 8), dtype=np.uint8)
+        Image.fromarray(pixels).save(buffer, "PNG")
+        found.append(buffer.getvalue())
+    return found
+
+
+def as_zip() -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
-        for number in range(20):
-            image = io.BytesIO()
-            pixels = np.random.default_rng(number).integers(0, 256, (8, 8), dtype=np.uint8)
-            Image.fromarray(pixels).save(image, "PNG")
-            archive.writestr(f"{'ab'[number % 2]}/{number}.png", image.getvalue())
-    server.files["/set.zip"] = Served(buffer.getvalue(), breaks=[100])
+        for number, image in enumerate(images()):
+            archive.writestr(f"{'ab'[number % 2]}/{number:02}.png", image)
+    return buffer.getvalue()
+
+
+def as_parquet() -> bytes:
+    buffer = io.BytesIO()
+    pq.write_table(pa.table({"image": images(), "label": ["a", "b"] * 10}), buffer)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("make", [as_zip, as_parquet])
+def test_images_are_read_in_the_real_child(allowing: Settings, server: Server, make: Callable[[], bytes]) -> None:
+    name, format = ("set.zip", "image_folder") if make is as_zip else ("set.parquet", "parquet")
+    server.files[f"/{name}"] = Served(make(), breaks=[100])
     roomy = allowing.model_copy(update={"memory_limit_bytes": 2**33, "lease_seconds": 60, "heartbeat_seconds": 1})
     context = make_context(roomy, name="here:1")
     house = House(context)
-    dataset_id = house.source(f"{server.url}/set.zip")
+    dataset_id = house.source(f"{server.url}/{name}", format=format)
     check_upload(context, dataset_id)
     found = dataset_of(house, dataset_id)
+    context.engine.dispose()
     assert (found.state, found.refusal) == ("ready", None)
     assert found.summary is not None
-    assert found.summary["classes"] == ["a", "b"]
+    assert (found.summary["classes"], found.summary["images"]) == (["a", "b"], 20)
     assert found.summary["sha256"] == found.sha256
-    context.engine.dispose()

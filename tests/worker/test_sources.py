@@ -86,6 +86,13 @@ def test_what_breaks_off_is_gone_on_with_at_the_byte(server: Server, get: Fetch,
     assert sum(server.sent) == len(CONTENT), "no byte twice"
 
 
+def test_the_answer_to_a_range_need_not_name_the_version_again(server: Server, get: Fetch) -> None:
+    served = server.files["/images.zip"]
+    served.breaks, served.etag_in_ranges = [30_000, 20_000], False
+    assert get().sha256 == SHA256
+    assert server.ranges() == [None, "bytes=30000-", "bytes=50000-"]
+
+
 @pytest.mark.parametrize("etag", [None, 'W/"weak"'])
 def test_what_nothing_certain_is_known_of_is_fetched_anew(server: Server, get: Fetch, etag: str | None) -> None:
     served = server.files["/images.zip"]
@@ -249,6 +256,31 @@ def test_a_certificate_that_is_not_trusted(get: Fetch, server: Server) -> None:
     with pytest.raises(SourceRefused, match="certificate of localhost is not trusted"):
         get(dataset_ca_file=None)
     assert server.asked == []
+
+
+@pytest.mark.parametrize("content", [None, "no certificate"])
+def test_authorities_that_cannot_be_read(get: Fetch, tmp_path: Path, content: str | None) -> None:
+    path = tmp_path / "other.pem"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(SourceRefused, match="BILLHOOK_DATASET_CA_FILE"):
+        get(dataset_ca_file=path)
+
+
+def test_a_handshake_that_stalls_is_broken_off(allowing: Settings, tmp_path: Path) -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        host = f"localhost:{silent.getsockname()[1]}"
+        settings = allowing.model_copy(update={"dataset_hosts": (host,), "upload_idle_seconds": 60})
+        asked = time.monotonic()
+
+        def order() -> str | None:
+            return "stopped" if time.monotonic() > asked + 0.5 else None
+
+        with pytest.raises(Stopped):
+            fetch(settings, record(f"https://{host}/a.zip"), tmp_path / "got", order)  # type: ignore[arg-type]
+        assert time.monotonic() - asked < 30, "not the minute that silence is waited for"
 
 
 def test_a_certificate_for_another_name(server: Server, allowing: Settings, tmp_path: Path) -> None:

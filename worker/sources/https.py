@@ -35,8 +35,11 @@ class HttpsRemote:
         self._rules = rules
         self._private = private
         self._tls = ssl.create_default_context()
-        if ca_file is not None:
-            self._tls.load_verify_locations(ca_file)
+        try:
+            if ca_file is not None:
+                self._tls.load_verify_locations(ca_file)
+        except OSError:
+            raise SourceRefused("the file in BILLHOOK_DATASET_CA_FILE holds no certificates, or is not there") from None
         self._addresses: Sequence[str] = ()
 
     def open(self, start: int, version: str | None) -> HttpsPart:
@@ -52,7 +55,9 @@ class HttpsRemote:
             connection.request("GET", self._source.path, headers=headers)
             response = connection.getresponse()
             begin, total = self._answer(response, "Range" in headers, start, version)
-            return HttpsPart(response, connection, watch, begin, total)
+            # the answer to a range need not say again what the file is known by
+            known = _version(response) or (version if begin else None)
+            return HttpsPart(response, watch, begin, total, known)
         except ssl.SSLCertVerificationError as error:
             watch.close()
             reason = error.verify_message
@@ -99,13 +104,12 @@ class HttpsPart:
     """What the server sends on one connection."""
 
     def __init__(
-        self, response: http.client.HTTPResponse, connection: _Pinned, watch: _Watch, start: int, total: int | None
+        self, response: http.client.HTTPResponse, watch: _Watch, start: int, total: int | None, version: str | None
     ) -> None:
         self.start = start
         self.total = total
-        self.version = _version(response)
+        self.version = version
         self._response = response
-        self._connection = connection
         self._watch = watch
 
     def chunks(self) -> Iterator[bytes]:
@@ -143,7 +147,12 @@ class _Pinned(http.client.HTTPSConnection):
                     raise
         assert self.raw is not None
         self.raw.settimeout(self._idle_seconds)
-        self.sock = self.raw = self._tls.wrap_socket(self.raw, server_hostname=self.host.strip("[]"))
+        # the handshake apart, so that it too can be broken off
+        secured = self._tls.wrap_socket(
+            self.raw, server_hostname=self.host.strip("[]"), do_handshake_on_connect=False
+        )  # fmt: skip
+        self.sock = self.raw = secured
+        secured.do_handshake()
 
 
 class _Watch(threading.Thread):

@@ -34,7 +34,8 @@ def prune(
     ],
     data: Annotated[str, typer.Option(
         "--data", metavar="DATASET",
-        help="A zip or npz file, a folder of images (one folder per class), builtin:digits, or the id of a dataset.",
+        help="A zip, npz or parquet file, a folder of images (one folder per class), builtin:digits, the id of a "
+        "dataset, or what the server fetches: https://…, s3://…, file:///…",
     )],
     recipe: Annotated[str, typer.Option(
         "--recipe", metavar="NAME|FILE", help="A ready-made recipe by name, or your own (.yaml, .json).",
@@ -56,6 +57,15 @@ def prune(
         metavar="FILE|JSON",
         help="Shares of validation and test where the data has none, and which classes: validation, test, seed, "
         "classes, holdout_classes.",
+    )] = None,
+    columns: Annotated[str | None, typer.Option(
+        metavar="FILE|JSON", help="For Parquet, where the names are unusual: image, label, split.",
+    )] = None,
+    data_format: Annotated[str | None, typer.Option(
+        "--format", metavar="FORMAT", help="Of the data, where its name does not say it: image_folder, npz, parquet.",
+    )] = None,
+    data_sha256: Annotated[str | None, typer.Option(
+        metavar="SHA256", help="What the dataset's file must have; the server then fetches it once only.",
     )] = None,
     require: Annotated[list[str] | None, typer.Option(
         metavar="'NAME<=NUMBER'", help="What the result must keep to. Repeat it for more than one.",
@@ -96,6 +106,8 @@ def prune(
       billhook prune weights.safetensors --architecture resnet20 \\
           --input-shape 3,32,32 --data cifar.npz \\
           --recipe filter_norm_half --output pruned.onnx
+      billhook prune model.onnx --data s3://sets/train.parquet \\
+          --recipe filter_norm_half --output pruned.onnx
 
     Requirements are about accuracy, accuracy_drop, params_ratio, macs_ratio,
     file_bytes_ratio, latency_ratio and peak_memory_ratio (pruned / original).
@@ -123,6 +135,7 @@ def prune(
                 architecture=architecture, input_shape=shape_argument(input_shape),
                 preprocess=document_argument("--preprocess", preprocess),
                 splits=document_argument("--splits", splits),
+                columns=document_argument("--columns", columns), data_format=data_format, data_sha256=data_sha256,
                 requirements=dict(map(requirement, require or [])) or None,
                 name=name, tags=tag or [], device=device, timeout=timeout, on_progress=tell,
             )  # fmt: skip

@@ -141,7 +141,9 @@ def show_dataset(
 def add_dataset(
     session: Session,
     source: Annotated[str, typer.Argument(
-        metavar="SOURCE", help="A zip or npz file, a folder of images (one folder per class), or builtin:digits.",
+        metavar="SOURCE",
+        help="A zip, npz or parquet file, a folder of images (one folder per class), builtin:digits, or what the "
+        "server fetches: https://…, s3://…, file:///…",
     )],
     preprocess: Annotated[str | None, typer.Option(
         metavar="FILE|JSON", help="From images to the model's input: size, mean, std, channels, layout, class_order.",
@@ -151,6 +153,15 @@ def add_dataset(
         help="Shares of validation and test where the data has none, and which classes: validation, test, seed, "
         "classes, holdout_classes.",
     )] = None,
+    columns: Annotated[str | None, typer.Option(
+        metavar="FILE|JSON", help="For Parquet, where the names are unusual: image, label, split.",
+    )] = None,
+    format: Annotated[str | None, typer.Option(
+        "--format", metavar="FORMAT", help="Where the name does not say it: image_folder, npz or parquet.",
+    )] = None,
+    sha256: Annotated[str | None, typer.Option(
+        "--sha256", metavar="SHA256", help="What the file must have; another one is refused.",
+    )] = None,
     timeout: Timeout = None,
 ) -> None:  # fmt: skip
     """Add a dataset and wait until the server has checked it.
@@ -159,18 +170,26 @@ def add_dataset(
     that it too is sent once only. The same file with other options is
     another dataset.
 
+    What an https://, s3:// or file:// URI names is fetched by the server,
+    once, where its operator allows it; every job then has the same bytes.
+    With --sha256, what the server has already is not fetched again.
+
     \b
     Examples:
       billhook datasets add builtin:digits
       billhook datasets add photos/ --splits '{"validation": 0.1, "test": 0.2}'
       billhook datasets add images.zip --preprocess preprocess.yaml
       billhook datasets add images.zip --splits '{"classes": ["cat", "dog"]}'
+      billhook datasets add cifar100.parquet --columns '{"label": "coarse_label"}'
+      billhook datasets add https://data.example.com/images.zip --sha256 9f86d0…
+      billhook datasets add s3://sets/train.parquet
     """
     with ProgressDisplay(session.err) as display:
         display.show_upload("dataset", source)
         dataset = session.client.add_dataset(
             source, preprocess=document_argument("--preprocess", preprocess),
-            splits=document_argument("--splits", splits), timeout=timeout,
+            splits=document_argument("--splits", splits), columns=document_argument("--columns", columns),
+            format=format, sha256=sha256, timeout=timeout,
             on_bytes=lambda sent, total: display.show_upload("dataset", source, sent / max(total, 1)),
         )  # fmt: skip
     session.show(dataset.raw, lambda: tables.record(dataset.raw))

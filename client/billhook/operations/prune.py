@@ -46,6 +46,9 @@ def prune(
     input_shape: Sequence[int] | None = None,
     preprocess: Mapping[str, Any] | None = None,
     splits: Mapping[str, Any] | None = None,
+    columns: Mapping[str, str] | None = None,
+    data_format: str | None = None,
+    data_sha256: str | None = None,
     requirements: Mapping[str, str] | None = None,
     name: str | None = None,
     kind: str | None = None,
@@ -56,10 +59,11 @@ def prune(
 ) -> Operation[Pruned]:
     """Prune `model` on `data` by `recipe` into the ONNX file `output`: check, upload, run, download, verify.
 
-    `model`: a file, or the id of one that is uploaded (mdl_…). `data`: a file (zip, npz), a folder of images,
-    `builtin:digits`, or an id (ds_…). `recipe`: the name of a ready-made one, a `Path` to a file, or a document.
-    `requirements`: what the result must keep to, e.g. {"accuracy_drop": "<= 0.01"}. `output`: a file, or a folder, for
-    pruned.onnx in it. `timeout`: seconds for all of it.
+    `model`: a file, or the id of one that is uploaded (mdl_…). `data`: a file (zip, npz, parquet), a folder of images,
+    `builtin:digits`, a URI that the server fetches (https://…, s3://…, file:///…), or an id (ds_…); `preprocess`,
+    `splits`, `columns`, `data_format` and `data_sha256` are about it, as in `add_dataset`. `recipe`: the name of a
+    ready-made one, a `Path` to a file, or a document. `requirements`: what the result must keep to, e.g.
+    {"accuracy_drop": "<= 0.01"}. `output`: a file, or a folder, for pruned.onnx in it. `timeout`: seconds for all.
 
     If the caller is interrupted (KeyboardInterrupt, a cancelled task), or the time is up, the job is cancelled on the
     server before that is raised on; the last progress says whether it was ("cancelled", "not cancelled").
@@ -75,7 +79,7 @@ def prune(
     if isinstance(recipe, Path):  # found wrong before anything is uploaded
         path = recipe
         recipe = yield from blocking(lambda: read_document(path, "a recipe"))
-    if _id("ds", data) is None and not str(data).startswith("builtin:") and not Path(data).exists():
+    if _id("ds", data) is None and not uploads.is_reference(data) and not Path(data).exists():
         raise InputInvalid(f"there is no file or folder {data}")
     target = Path(output).absolute()
     folder = target if target.is_dir() else target.parent
@@ -97,7 +101,8 @@ def prune(
         dataset = yield from uploads.wait_for_dataset(core, dataset_id, timeout=left())
     else:
         dataset = yield from uploads.add_dataset(
-            core, data, preprocess=preprocess, splits=splits, timeout=left(),
+            core, data, preprocess=preprocess, splits=splits, columns=columns, format=data_format, sha256=data_sha256,
+            timeout=left(),
             on_bytes=lambda sent, total: on_progress(Progress("upload dataset", sent / max(total, 1))),
         )  # fmt: skip
 

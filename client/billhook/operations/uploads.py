@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -31,6 +32,7 @@ DATASET_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
         "class_order": None,
     },
     "splits": {"validation": 0.1, "test": 0.2, "seed": 0, "classes": None, "holdout_classes": None},
+    "columns": {"image": None, "label": None, "split": None},
 }  # fmt: skip
 LONG_POLL_SECONDS = 20.0
 POLL_SECONDS = 0.5
@@ -167,33 +169,52 @@ def delete_dataset(core: Core, dataset_id: str) -> Operation[None]:
     return _delete(core, f"/v1/datasets/{quote(dataset_id, safe='')}")
 
 
+def is_reference(source: str | Path) -> bool:
+    """Whether `source` is a URI that the server sees to, and no file of this machine."""
+    return isinstance(source, str) and re.match(r"builtin:|[A-Za-z][A-Za-z0-9+.-]+://", source) is not None
+
+
 def add_dataset(
     core: Core,
     source: str | Path,
     *,
     preprocess: Mapping[str, Any] | None = None,
     splits: Mapping[str, Any] | None = None,
+    columns: Mapping[str, str] | None = None,
+    format: str | None = None,
+    sha256: str | None = None,
     timeout: float | None = None,
     on_bytes: OnBytes = _ignore,
 ) -> Operation[Dataset]:
-    """The dataset `source`, ready to be used: a file (zip, npz), a folder of images, or `builtin:digits`.
+    """The dataset `source`, ready to be used: a file (zip, npz, parquet), a folder of images, `builtin:digits`, or a
+    URI from which the server fetches it: `https://…`, `s3://bucket/key`, `file:///…` of the server's own machine.
 
-    A folder is zipped on the way, the same bytes every time, so that it too is uploaded once only. `preprocess` (size,
-    mean, std, channels, …) and `splits` are those of the recipe documentation; the server checks them.
-    Raises as `upload_model`.
+    A folder is zipped on the way, the same bytes every time, so that it too is uploaded once only. What a URI names is
+    not read here; the server's operator says which are allowed. `preprocess` (size, mean, std, channels, …), `splits`
+    and `columns` (image, label, split; of Parquet) are those of the documentation; the server checks them. `format`:
+    where the name does not say it (image_folder, npz, parquet). `sha256`: what the file's must be; with it, what the
+    server has fetched before is not fetched again.
+
+    Raises as `upload_model`; `ChecksumMismatch` for a file of this machine with another `sha256`.
     """
     deadline = deadline_after(core, timeout)
-    options = {"preprocess": preprocess, "splits": splits}
+    sha256 = None if sha256 is None else sha256.lower()
+    options = {"preprocess": preprocess, "splits": splits, "columns": columns}
     given = {name: value for name, value in options.items() if value is not None}
-    if isinstance(source, str) and source.startswith("builtin:"):
-        reply = yield from send(core, Call("POST", "/v1/datasets", json={"uri": source, **given}), deadline=deadline)
+    if is_reference(source):
+        pinned = {"format": format, "sha256": sha256}
+        body = {"uri": source, **given, **{name: value for name, value in pinned.items() if value is not None}}
+        reply = yield from send(core, Call("POST", "/v1/datasets", json=body), deadline=deadline)
         dataset = parse(Dataset, body_of(reply))
-        return (yield from _ready(core, Dataset, dataset, deadline))
+        return (yield from _ready(core, Dataset, dataset, deadline, str(source)))
 
     params = {name: json.dumps(value) for name, value in given.items()}
+    if format is not None:
+        params["format"] = format
 
     def same(known: Dataset) -> bool:
-        return all(_filled(name, known.options.get(name)) == _filled(name, options[name]) for name in DATASET_DEFAULTS)
+        alike = all(_filled(name, known.options.get(name)) == _filled(name, options[name]) for name in DATASET_DEFAULTS)
+        return alike and format in (None, known.format)
 
     path = Path(source)
     with contextlib.ExitStack() as cleanup:
@@ -204,9 +225,9 @@ def add_dataset(
         else:
             file = yield from blocking(lambda: local_file(path))
             filename = path.name
-        dataset = yield from _upload(
-            core, Dataset, file, filename, params, same, deadline, on_bytes
-        )  # fmt: skip
+        if sha256 not in (None, file.sha256):
+            raise ChecksumMismatch(f"{source} has the sha256 {file.sha256}, not {sha256}")
+        dataset = yield from _upload(core, Dataset, file, filename, params, same, deadline, on_bytes)
     return (yield from _ready(core, Dataset, dataset, deadline, str(source)))
 
 

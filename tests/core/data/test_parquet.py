@@ -163,6 +163,15 @@ def test_a_zip_of_several_as_hugging_face_names_them(
     assert data.summary()["format"] == "parquet"
 
 
+def test_other_files_of_a_zip_are_left_out_and_told(tmp_path: Path, png: Png) -> None:
+    path = packed(tmp_path / "d.zip", train_0=some(png, 6), test_0=some(png, 6, 1))
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("README.md", "hello")
+        archive.writestr("__MACOSX/._train-0.parquet", "litter")
+    data = load(path, kind="image_folder")
+    assert data.warnings == ("1 file(s) that are no Parquet files were left out: README.md",)
+
+
 def test_columns_of_other_names(tmp_path: Path, png: Png) -> None:
     made = some(png, 12).rename_columns(["jpg", "coarse_label"]).append_column("fine_label", pa.array(range(12)))
     path = write(tmp_path / "d.parquet", made)
