@@ -34,14 +34,12 @@ from core.job import Preprocess
 LIMITS = Limits()
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP")
 MAX_PIXELS = 89_478_485  # of one image: Pillow's own limit, here an error instead of a warning
-IN_FLIGHT_BYTES = 128 << 20
-"""Of images on their way from the archive to their place, packed and unpacked; one image may take more."""
 UNREADABLE_SHARE = 0.01
 _GREY_MODES = frozenset({"1", "L", "LA"})
 _MODES = _GREY_MODES | {"P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _Header:
     size: tuple[int, int]  # height, width
     mode: str
@@ -63,7 +61,7 @@ def read_image_folder(path: Path | None, preprocess: Preprocess, shelf: Shelf | 
     with open_archive(path, LIMITS) as (archive, members):
         layout = lay_out(members)
         unreadable: dict[str, str] = {}
-        headers = _read_headers(archive, layout.entries, unreadable)
+        headers = _read_headers(archive, layout.entries, shelf, unreadable)
         size = preprocess.size or _common_size(headers)
         grey = preprocess.channels == "L" or all(header.mode in _GREY_MODES for header in headers.values())
         shape = (1 if grey else 3, *size)
@@ -109,7 +107,9 @@ def _open(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Image.Image:
     return image
 
 
-def _read_headers(archive: zipfile.ZipFile, entries: Sequence[Entry], unreadable: dict[str, str]) -> dict[str, _Header]:
+def _read_headers(
+    archive: zipfile.ZipFile, entries: Sequence[Entry], shelf: Shelf, unreadable: dict[str, str]
+) -> dict[str, _Header]:
     """By file name; the files that have none go to `unreadable`."""
     headers = {}
 
@@ -119,7 +119,7 @@ def _read_headers(archive: zipfile.ZipFile, entries: Sequence[Entry], unreadable
         except _Unreadable as error:
             return str(error)
 
-    found = in_order(read, entries, threads=torch_threads(), cost=_packed_bytes, most=IN_FLIGHT_BYTES)
+    found = in_order(read, entries, threads=torch_threads(), cost=_packed_bytes, most=shelf.in_flight_bytes)
     for entry, header in zip(entries, found, strict=True):
         if isinstance(header, str):
             unreadable[entry.member.filename] = header
@@ -171,7 +171,7 @@ def _decode_split(
         height, width = headers[entry.member.filename].size
         return _packed_bytes(entry) + 8 * height * width  # as Pillow has it, and as an array
 
-    decoded = in_order(decode, entries, threads=torch_threads(), cost=cost, most=IN_FLIGHT_BYTES)
+    decoded = in_order(decode, entries, threads=torch_threads(), cost=cost, most=shelf.in_flight_bytes)
     for entry, image in zip(entries, decoded, strict=True):
         if isinstance(image, str):
             unreadable[entry.member.filename] = image
