@@ -24,13 +24,11 @@ from core.errors import DatasetTooLarge, DatasetUnreadable, DatasetUnsuitable, F
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP")
 MAX_PIXELS = 89_478_485  # of one image: Pillow's own limit, here an error instead of a warning
 UNREADABLE_SHARE = 0.01
-IN_FLIGHT_BYTES = 128 << 20
-"""Of images on their way from a file to their place, packed and unpacked; one image may take more."""
 GREY_MODES = frozenset({"1", "L", "LA"})
 _MODES = GREY_MODES | {"P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Header:
     size: tuple[int, int]  # height, width
     mode: str

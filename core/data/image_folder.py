@@ -23,7 +23,6 @@ from core.data.archive import Limits, open_archive, read_member
 from core.data.decoding import (
     FORMATS,
     GREY_MODES,
-    IN_FLIGHT_BYTES,
     Header,
     Unreadable,
     check_share,
@@ -55,7 +54,7 @@ def read_image_folder(path: Path | None, preprocess: Preprocess, shelf: Shelf | 
     with open_archive(path, LIMITS) as (archive, members):
         layout = lay_out(members)
         unreadable: dict[str, str] = {}
-        headers = _read_headers(archive, layout.entries, unreadable)
+        headers = _read_headers(archive, layout.entries, shelf, unreadable)
         size = preprocess.size or common_size(Counter(header.size for header in headers.values()))
         grey = preprocess.channels == "L" or all(header.mode in GREY_MODES for header in headers.values())
         shape = (1 if grey else 3, *size)
@@ -84,7 +83,9 @@ def _bytes_of(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
         raise Unreadable(error.faults[0].message) from None
 
 
-def _read_headers(archive: zipfile.ZipFile, entries: Sequence[Entry], unreadable: dict[str, str]) -> dict[str, Header]:
+def _read_headers(
+    archive: zipfile.ZipFile, entries: Sequence[Entry], shelf: Shelf, unreadable: dict[str, str]
+) -> dict[str, Header]:
     """By file name; the files that have none go to `unreadable`."""
     headers = {}
 
@@ -94,7 +95,7 @@ def _read_headers(archive: zipfile.ZipFile, entries: Sequence[Entry], unreadable
         except Unreadable as error:
             return str(error)
 
-    found = in_order(read, entries, threads=torch_threads(), cost=_packed_bytes, most=IN_FLIGHT_BYTES)
+    found = in_order(read, entries, threads=torch_threads(), cost=_packed_bytes, most=shelf.in_flight_bytes)
     for entry, header in zip(entries, found, strict=True):
         if isinstance(header, str):
             unreadable[entry.member.filename] = header
@@ -128,7 +129,7 @@ def _decode_split(
     def cost(entry: Entry) -> int:
         return _packed_bytes(entry) + decoded_bytes(headers[entry.member.filename].size)
 
-    decoded = in_order(placed, entries, threads=torch_threads(), cost=cost, most=IN_FLIGHT_BYTES)
+    decoded = in_order(placed, entries, threads=torch_threads(), cost=cost, most=shelf.in_flight_bytes)
     for entry, image in zip(entries, decoded, strict=True):
         if isinstance(image, str):
             unreadable[entry.member.filename] = image

@@ -22,7 +22,6 @@ from torch import Tensor
 from core.data.arrays import MAX_CLASSES
 from core.data.decoding import (
     GREY_MODES,
-    IN_FLIGHT_BYTES,
     UNREADABLE_SHARE,
     Unreadable,
     check_share,
@@ -301,7 +300,7 @@ def _decode(files: list[File], scan: _Scan, shape: tuple[int, int, int], shelf: 
     def cost(row: _Row) -> int:
         return len(row.data or b"") + largest
 
-    found_rows = in_order(placed, _rows(files, scan), threads=torch_threads(), cost=cost, most=IN_FLIGHT_BYTES)
+    found_rows = in_order(placed, _rows(files, scan), threads=torch_threads(), cost=cost, most=shelf.in_flight_bytes)
     with closing(found_rows):
         for row, image in found_rows:
             if isinstance(image, str):

@@ -22,7 +22,7 @@ from core.data.threads import in_order, torch_threads
 
 CHUNK_BYTES = 16 << 20
 READ_AHEAD_BATCHES = 4
-READ_AHEAD_BYTES = 128 << 20
+READ_AHEAD_BYTES = 64 << 20
 """Of batches that lie ready or are being read, besides the one that is trained on: at most so many, and of so many
 bytes, except that one is always read ahead."""
 READ_THREADS = 4
@@ -127,7 +127,7 @@ class Stored(Rows):
     def __init__(
         self, file: Scratch, shape: tuple[int, int, int], dtype: torch.dtype, index: Index, *, grey: bool = False
     ) -> None:
-        self._file = file
+        self.file = file
         self._shape = shape
         self._dtype = dtype
         self._index = index
@@ -150,17 +150,17 @@ class Stored(Rows):
         # neighbours are read at once
         starts = np.flatnonzero(np.diff(positions, prepend=-2) != 1).tolist()
         for first, last in zip(starts, [*starts[1:], len(positions)], strict=True):
-            self._file.read_into(into[first * size : last * size], int(positions[first]) * size)
+            self.file.read_into(into[first * size : last * size], int(positions[first]) * size)
         return to_grey(images) if self._grey else images
 
     def select(self, index: Index | slice) -> Stored:
-        return Stored(self._file, self._shape, self._dtype, self._index[index], grey=self._grey)
+        return Stored(self.file, self._shape, self._dtype, self._index[index], grey=self._grey)
 
     def arranged(self, order: Index) -> Stored:
         return self.select(order)
 
     def grey(self) -> Stored:
-        return Stored(self._file, self._shape, self._dtype, self._index, grey=True)
+        return Stored(self.file, self._shape, self._dtype, self._index, grey=True)
 
     def batches(self, wanted: Sequence[Samples], device: torch.device) -> Generator[Tensor]:
         """Read ahead by a few threads, as far as `READ_AHEAD_BATCHES` and `READ_AHEAD_BYTES` allow."""

@@ -20,6 +20,7 @@ from core.data.scratch import Scratch
 from core.errors import DatasetTooLarge, Fault
 from core.job import Room
 
+IN_FLIGHT_LEAST, IN_FLIGHT_MOST = 32 << 20, 512 << 20
 FREE_BYTES = 64 << 20
 """Left on the disk, whatever room there is."""
 
@@ -42,6 +43,12 @@ class Shelf:
         self.in_memory = True
         self._folder = folder or Path(tempfile.gettempdir())
         self._on_disk = 0
+
+    @property
+    def in_flight_bytes(self) -> int:
+        """How much of images may be in memory on their way to their places: an eighth of what they may take there, and
+        enough for a few at a time."""
+        return min(max(self.room.memory_bytes // 8, IN_FLIGHT_LEAST), IN_FLIGHT_MOST)
 
     def reserve(self, size: int, *, already: int = 0, pointer: str, what: str) -> None:
         """Decides where `size` bytes of images, all splits together, will be. `already`: of them in files by now.
