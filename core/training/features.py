@@ -96,7 +96,9 @@ def _channels_left(original: Network, plan: Sequence[Mapping[str, Any]]) -> Call
     ids = {node.name: found for node, found in propagation.ids.items()}
 
     def left(name: str) -> list[int]:
-        first = ids[name][(0, slice(None), *(0,) * (ids[name].dim() - 2))].numpy()
-        return [int(channel) for channel in np.flatnonzero(there[classes[first]])]
+        first = ids[name].select(0, 0)  # (C, ...): along the places of a channel all are of one class
+        while first.dim() > 1:
+            first = first.select(1, 0)
+        return [int(channel) for channel in np.flatnonzero(there[classes[first.numpy()]])]
 
     return left

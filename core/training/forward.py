@@ -44,6 +44,7 @@ class Forward:
         self._failed = failed
         self._plain: dict[fx.GraphModule, fx.GraphModule] = {}
         self._compiled: dict[fx.GraphModule, Any] = {}
+        self._trained: tuple[str, ...] | None = None
         self.features: list[Tensor] | None = None
 
     def __call__(self, module: fx.GraphModule, inputs: tuple[Tensor, ...]) -> Any:
@@ -58,8 +59,16 @@ class Forward:
         return outputs
 
     @contextmanager
-    def holds(self, network: Network) -> Iterator[None]:
-        """Meanwhile `network` runs through this."""
+    def holds(self, network: Network, trained: Sequence[str] = ()) -> Iterator[None]:
+        """Meanwhile `network` runs through this.
+
+        What was compiled while other parameters were `trained`, or for another training, is forgotten: torch compiles a
+        graph a few times only, and does not look whether layers have other hooks now.
+        """
+        if self._compiles and self._trained != (chosen := tuple(trained)):
+            torch.compiler.reset()
+            self._compiled.clear()
+            self._trained = chosen
         network.through = self
         try:
             yield

@@ -145,7 +145,7 @@ class Trainer:
                 )
                 break
             started = self._clock()
-            with trained_only(network, trained[epoch - 1]), forward.holds(network):
+            with trained_only(network, trained[epoch - 1]), forward.holds(network, trained[epoch - 1]):
                 rate, loss, accuracy, parts = self._train(
                     network,
                     stepping,

@@ -15,13 +15,15 @@ from core.graph.architectures import CifarResNet, build
 from core.graph.lowering import trace
 from core.graph.network import Network
 from core.progress import Progress
+from core.saliency.filter_norms import FilterNorms
 from core.state import State
 from core.training.forward import Forward, with_outputs
 from core.training.optimizers import grouped
 from core.training.port import FitResult, ParameterGroup
 from core.training.stepping import Stepping
 from core.training.trainer import Trainer
-from core.training_settings import AdamW, ConstantSchedule, Sgd, Training
+from core.training.vicinity import Vicinity
+from core.training_settings import AdamW, ConstantSchedule, Local, Sgd, Training
 from tests.core.fakes import Dying, Events, Killed, empty_state, small_dataset
 
 CPU = torch.device("cpu")
@@ -148,6 +150,39 @@ def test_a_compiled_training_is_the_same_training(
     assert list(compiled.state_dict()) == names
     assert all(network is compiled for network in seen)
     assert len(result.epochs) == 3
+    assert same(compiled, plain)
+
+
+def test_norms_of_activations_are_noticed_in_a_compiled_training(
+    data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twice with the same network: what was compiled without hooks may not run where there are some."""
+    monkeypatch.setattr("core.training.forward.BACKEND", "eager")
+    found = []
+    for compiles in (False, True):
+        network, norms = cnn(), FilterNorms(["conv2"], signal="activations", normalize="none")
+        for number in range(2):
+            workdir = tmp_path / f"{compiles}{number}"
+            if number == 0:
+                fit(data, network, empty_state(workdir), changed(compile=compiles), epochs=1)
+                continue
+            with norms.recording(network):
+                fit(data, network, empty_state(workdir), changed(compile=compiles), epochs=1, on_batch=norms.add)
+        found.append((norms.iterations, norms.totals["conv2"]))
+    assert found[0][0] == found[1][0] == 3
+    assert torch.equal(found[0][1], found[1][1])
+
+
+def test_a_growing_vicinity_compiles_in_the_same_bits(
+    data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("core.training.forward.BACKEND", "eager")
+    plain, compiled = cnn(), cnn()
+    for network, training in ((plain, TRAINING), (compiled, changed(compile=True))):
+        near = Vicinity(network, ["fc"], Local(left=0, right=0, grow=3))
+        trainer = made(data)
+        fit(data, network, empty_state(tmp_path / str(training.compile)), training, trainer, epochs=4, moving=near.at)
+        assert trainer.warnings == []
     assert same(compiled, plain)
 
 
