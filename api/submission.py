@@ -15,6 +15,7 @@ from api.recipe_files import RecipeFiles
 from api.schemas import DEVICE, JobRequest, RecipeRequest
 from core.errors import Fault, RecipeInvalid
 from core.faults import given
+from core.precision import ON_CPU, precision_faults
 from core.recipe import Recipe, parse_recipe
 from store import uploads
 from store.errors import NotFound
@@ -98,6 +99,8 @@ def _plan(
     recipe, recipe_name, found = _recipe(document, recipes)
     faults += found
     queue, found = _queue(document.get("device", "auto"), devices)
+    if queue == "cpu" and recipe is not None:
+        found = [*found, *precision_faults(recipe, ON_CPU, "training on the CPU", prefix="/recipe")]
     return _Plan(request, recipe, recipe_name, queue), faults + found
 
 

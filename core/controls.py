@@ -6,7 +6,7 @@ original's weights of any use? (Liu et al. 2019; Blalock et al. 2020.)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -175,7 +175,8 @@ def scratch(baseline: Baseline, ran: Ran, around: Surroundings, state: State) ->
         str(settings.budget), settings.budget
     )
     assert isinstance(epochs, int)
-    cost = _trained(network, "train", epochs, settings.training(around.recipe.training), baseline, around, state)
+    training = settings.training(around.recipe.training)
+    cost = _trained(network, "train", epochs, training, baseline, around, state, plan=ran.done.plan)
     told = settings.budget if isinstance(settings.budget, str) else "as the recipe says"
     warnings = [f"control scratch: parameters of no layer keep their values: {', '.join(kept)}"] if kept else []
     return Control("scratch", network, cost, f"{epochs} epochs, {told.replace('_', ' ')}", warnings)
@@ -196,8 +197,9 @@ def _trained(
     baseline: Baseline,
     around: Surroundings,
     state: State,
+    plan: Sequence[Mapping[str, Any]] = (),
 ) -> Cost:
-    """Trains `network` in place, or takes what an earlier attempt has trained."""
+    """Trains `network` in place, which `plan` has led to, or takes what an earlier attempt has trained."""
     prefix = prefix_of(baseline.kind)
     if "weights" in state:
         network.load_state_dict(state["weights"])
@@ -205,7 +207,7 @@ def _trained(
     trainer = around.trainer(prefix)
     around.progress.begin("baseline", prefix + label)
     trainer.expect(label, [(epochs, count(network).macs)])
-    fit = trainer.fit(network, training=training, epochs=epochs, label=label, state=state.scope("fit"))
+    fit = trainer.fit(network, training=training, epochs=epochs, label=label, state=state.scope("fit"), plan=plan)
     state.drop("fit")
     state.save(weights=network.state_dict(), cost=fit.cost.model_dump())
     around.progress.end(prefix + label)

@@ -9,7 +9,9 @@ from contextlib import contextmanager
 import torch
 from torch.utils import deterministic
 
-from core.errors import DeviceUnavailable, Fault
+from core.errors import DeviceUnavailable, Fault, RecipeInvalid
+from core.precision import ON_CPU, precision_faults
+from core.recipe import Recipe
 
 
 def require_device(name: str) -> torch.device:
@@ -22,6 +24,18 @@ def require_device(name: str) -> torch.device:
             fault = Fault("/device", f"there is no {name} here", expected)
             raise DeviceUnavailable(f"{name} is not on this machine, which has {there} CUDA device(s)", faults=[fault])
     return device
+
+
+def require_precision(recipe: Recipe, device: torch.device) -> None:
+    """Raises `RecipeInvalid` where the recipe trains in a precision that `device` does not compute in."""
+    if device.type == "cpu":
+        faults = precision_faults(recipe, ON_CPU, "training on the CPU")
+    elif not torch.cuda.is_bf16_supported(including_emulation=False):
+        faults = precision_faults(recipe, ("float32", "float16"), f"training on {device}, which does not compute in it")
+    else:
+        return
+    if faults:
+        raise RecipeInvalid(f"the recipe has {len(faults)} fault(s) on {device}", faults=faults)
 
 
 @contextmanager

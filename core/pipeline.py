@@ -38,7 +38,7 @@ from core.controls import Control, Failed, Ran, Surroundings, expected, run_cont
 from core.data.datasets import Dataset, load_dataset
 from core.data.fit import check_fits
 from core.data.source import SplitName
-from core.devices import require_device, torch_settings
+from core.devices import require_device, require_precision, torch_settings
 from core.errors import BillhookError, ExactnessFailed, ParityFailed
 from core.events import Emit, jsonable
 from core.exports import Exports
@@ -78,6 +78,7 @@ def run(inputs: JobInputs, workdir: Path, emit: Emit) -> Report:
     that does not hold (`ExactnessFailed`, `ParityFailed`), or `CheckpointUnusable`.
     """
     device = require_device(inputs.device)
+    require_precision(inputs.recipe, device)
     with torch_settings(device, inputs.threads):
         return _Job(inputs, workdir, emit, device).run()
 
@@ -134,6 +135,7 @@ class _Job:
             state=state,
             epochs_budget=self.recipe.epochs_budget,
         )
+        self.warnings += trainer.warnings
         self._controls(task, Ran(start, done, counts, accuracy), dataset, state)
         if inserted is not None:
             self._fold(done, inserted, dataset)

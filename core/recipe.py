@@ -291,10 +291,13 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _reached(self) -> Recipe:
-        """A milestone, or the end of a warm-up, may not lie behind the end of every training that it is meant for."""
+        """A milestone, or the end of a warm-up, may not lie behind the end of every training that it is meant for; nor
+        may a rate be for what is frozen."""
         milestones: dict[int, int] = {}
         warmups: dict[int, int] = {}
         for training, epochs in self.trainings():
+            if training.freeze == "classifier" and training.optimizer.classifier_lr is not None:
+                raise ValueError("classifier_lr is for a classifier that is trained, and freeze: classifier keeps it")
             schedule = training.schedule
             if isinstance(schedule, Milestones) and schedule.milestones:
                 last = schedule.milestones[-1]

@@ -89,6 +89,7 @@ def run_steps(
         trainer.resumed(done.cost)
     later = [] if epochs_budget is None else [planned(step, network, original, export, exports) for step in steps]
     for index, step in enumerate(steps[done.steps :], start=done.steps):
+        trainer.plan = list(done.plan)
         trainer.budget.expect(
             [
                 (sum(epochs for epochs, _ in trainings), isinstance(other, Train))

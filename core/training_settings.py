@@ -31,7 +31,15 @@ from core.sections import Beta, Epochs, Items, Section, Share, Span, check_span
 # --- optimizers ------------------------------------------------------------------------------------------------------
 
 
-class Sgd(Section):
+class _Groups(Section):
+    """`decay_norm_and_bias`: whether weight decay is on parameters of one dimension, too: those of BatchNorm, and
+    biases (false: He et al. 2019, section 3.1). `classifier_lr`: of the layer that makes the output; null: as lr."""
+
+    decay_norm_and_bias: bool = True
+    classifier_lr: float | None = Field(None, gt=0, le=100)
+
+
+class Sgd(_Groups):
     """Stochastic gradient descent with (Nesterov) momentum."""
 
     name: Literal["sgd"] = "sgd"
@@ -47,7 +55,7 @@ class Sgd(Section):
         return self
 
 
-class AdamW(Section):
+class AdamW(_Groups):
     """AdamW (Loshchilov & Hutter 2019)."""
 
     name: Literal["adamw"]
@@ -119,15 +127,20 @@ Warmup = Annotated[
     BeforeValidator(lambda value: value if value is None or _is_zero(value) else check_span(value)),
 ]
 ClipNorm = Annotated[float, Field(ge=0, le=1e6)]
+Precision = Literal["float32", "bfloat16", "float16"]
 Smoothing = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Distill(Section):
     """Training towards the answers of the original, too: (1 - weight) · loss + weight · T² · KL(original ‖ network),
-    both softened by the temperature T (Hinton et al. 2015). A weight of 0 is none."""
+    both softened by the temperature T (Hinton et al. 2015). A weight of 0 is none.
+
+    `features`: so many times the mean squared difference between what the blocks give that both networks have is added
+    to the loss; 0: none (after Romero et al. 2015)."""
 
     temperature: float = Field(4.0, gt=0, le=100)
     weight: float = Field(0.5, ge=0, le=1)
+    features: float = Field(0.0, ge=0, le=1e6)
 
 
 class WeightNoise(Section):
@@ -145,7 +158,9 @@ class Training(Section):
     `clip_norm`: gradients of a larger 2-norm, all together, are scaled down to it; 0: never. `label_smoothing`: that
     share of the target goes to all classes alike (Szegedy 2016), in training only. `early_stop`: the training ends once
     its best epoch on the validation split lies that many epochs back; 0: never. It is not for the rounds of a method
-    that counts their epochs. `freeze`: the classifier's weights stay as they are.
+    that counts their epochs. `freeze`: the classifier's weights stay as they are. `precision`: that layers compute in
+    while they are trained, under autocast; weights, losses and every measurement are float32. `compile`: a training
+    step's forward and backward are compiled by `torch.compile`.
     """
 
     optimizer: Optimizer = Sgd()
@@ -159,6 +174,8 @@ class Training(Section):
     restore_best: bool = True
     distill: Distill | None = None
     freeze: Literal["none", "classifier"] = "none"
+    precision: Precision = "float32"
+    compile: bool = False
 
 
 # --- when a method that goes in rounds fine-tunes --------------------------------------------------------------------
@@ -254,6 +271,8 @@ class Overrides(Section):
     restore_best: bool | None = None
     distill: Distill | None = None
     freeze: Literal["none", "classifier"] | None = None
+    precision: Precision | None = None
+    compile: bool | None = None
 
     def resolved(self, defaults: Training) -> Training:
         """`defaults` with what this section overrides."""

@@ -10,7 +10,7 @@ size, so that a model uploaded with a static batch of 1 can be trained. `node.me
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -81,6 +81,8 @@ class Network:
         self.input_shapes = input_shapes
         self.grouped: Mapping[str, Grouped] = grouped_cuts(module) if grouped is None else grouped
         self._without_softmax: fx.GraphModule | None = None
+        self.through: Callable[[fx.GraphModule, tuple[Tensor, ...]], Any] | None = None
+        """What runs the graph in place of itself, where a training wants it otherwise; a clone has none."""
         propagate_shapes(module, input_shapes)
         _refuse_false_declarations(outputs, self.computed_outputs())
         _refuse_whole_numbers(outputs, self.output_nodes())
@@ -90,15 +92,18 @@ class Network:
 
     def __call__(self, *inputs: Tensor) -> Any:
         """All outputs for a batch of any size: one tensor where there is one output, else a tuple."""
-        return self.module(*inputs)
+        return self._run(self.module, inputs)
 
     def logits(self, *inputs: Tensor) -> Any:
         """As `__call__`, but in front of a final Softmax or LogSoftmax (the same where there is none)."""
         if not self.origin.ends_in_softmax:
-            return self.module(*inputs)
+            return self._run(self.module, inputs)
         if self._without_softmax is None:
             self._without_softmax = without_final_softmax(self.module)
-        return self._without_softmax(*inputs)
+        return self._run(self._without_softmax, inputs)
+
+    def _run(self, module: fx.GraphModule, inputs: tuple[Tensor, ...]) -> Any:
+        return module(*inputs) if self.through is None else self.through(module, inputs)
 
     def example_input(self, batch: int = 2, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
         """Standard normal numbers shaped like the first input, (batch, ...), the same for the same seed."""
@@ -116,6 +121,7 @@ class Network:
         twin = copy.copy(self)
         twin.module = copied(self.module, instead or {})
         twin._without_softmax = None
+        twin.through = None
         return twin
 
     def to(self, target: torch.device | torch.dtype | str) -> Network:

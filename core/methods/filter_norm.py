@@ -173,7 +173,7 @@ def filter_norm(
         )  # fmt: skip
         if tuning.due is not None:
             whole = tuning.due.whole
-            fit = tuning.run(network, last=met, on_epoch=lambda record: state.drop("weights"))
+            fit = tuning.run(network, last=met, on_epoch=lambda record: state.drop("weights"), plan=run.plan)
             run.trained(fit)
             guard.look(network, len(run.plan), run.accuracy)
             stopped = whole and not guard.admits(run.accuracy)
@@ -213,6 +213,7 @@ def filter_norm(
                 on_batch=norms.add,
                 on_epoch=remember,
                 restore_best=False,
+                plan=run.plan,
             )
         run.trained(fit)
         guard.look(network, len(run.plan), run.accuracy if run.plan else None)

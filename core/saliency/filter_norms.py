@@ -48,7 +48,7 @@ def activation_norms(layer: nn.Module, output: Tensor) -> Tensor:
     _require_supported(layer)
     channel = output.dim() - 1 if isinstance(layer, nn.Linear) else 1
     others = [dim for dim in range(output.dim()) if dim != channel]
-    norms: Tensor = torch.linalg.vector_norm(output.detach(), dim=others)
+    norms: Tensor = torch.linalg.vector_norm(output.detach().float(), dim=others)  # the squares of halves overflow
     return norms.double()
 
 

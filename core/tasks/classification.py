@@ -31,7 +31,7 @@ class Classification:
     """
 
     def __init__(self, teacher: Network | None = None, device: torch.device | str = "cpu") -> None:
-        self._teacher = None if teacher is None else Teacher(teacher, torch.device(device))
+        self.teacher = None if teacher is None else Teacher(teacher, torch.device(device))
 
     def outputs(self, network: Network, images: Tensor) -> tuple[Tensor, ...]:
         return (class_logits(network, images),)
@@ -40,9 +40,9 @@ class Classification:
         """The labels, and the teacher's logits where the training wants them."""
         if training is None or not distils(training):
             return (labels,)
-        if self._teacher is None:
+        if self.teacher is None:
             raise ValueError("distill needs a teacher")
-        return (labels, *self._teacher.ask(self.outputs, images))
+        return (labels, *self.teacher.ask(self.outputs, images))
 
     def loss(
         self, outputs: tuple[Tensor, ...], wanted: tuple[Tensor, ...], training: Training, mix: Mixed | None = None

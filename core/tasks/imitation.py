@@ -48,14 +48,14 @@ class Imitation:
         if not self._floats:
             fault = Fault("/model", "no output is of floating-point numbers", "one that can be imitated")
             raise ModelRefused("the model has nothing that can be imitated", faults=[fault])
-        self._teacher = Teacher(original, device)
+        self.teacher = Teacher(original, device)
         self._scales = self._measured_scales(dataset, device)
 
     def outputs(self, network: Network, images: Tensor) -> tuple[Tensor, ...]:
         return self._of_floats(run(network, images))
 
     def wanted(self, images: Tensor, labels: Tensor, training: Training | None = None) -> tuple[Tensor, ...]:
-        return self._teacher.ask(self.outputs, images)
+        return self.teacher.ask(self.outputs, images)
 
     def loss(
         self, outputs: tuple[Tensor, ...], wanted: tuple[Tensor, ...], training: Training, mix: Mixed | None = None
@@ -98,11 +98,11 @@ class Imitation:
 
     def _measured_scales(self, dataset: Dataset, device: torch.device) -> list[float]:
         """Mean square of each output of the original; 1 where it is all zeros."""
-        size = min(SCALE_IMAGES, inference_batch(self._teacher.network))
+        size = min(SCALE_IMAGES, inference_batch(self.teacher.network))
         sums = torch.zeros(len(self._floats), dtype=torch.float64, device=device)
         numbers, seen = sums.clone(), 0
         for images, _ in dataset.batches("train", size, device=device):
-            said = self._teacher.ask(self.outputs, images_channels_last(images, dataset.options.layout))
+            said = self.teacher.ask(self.outputs, images_channels_last(images, dataset.options.layout))
             sums += torch.stack([each.double().square().sum() for each in said])
             numbers += torch.tensor([each.numel() for each in said], device=device)
             seen += len(images)

@@ -27,6 +27,8 @@ class Reconstruction:
     Gschoßmann 2021, section 4.2, w = `ssim_weight`. measures: `ssim`; `l1`, the mean absolute difference of pixels.
     """
 
+    teacher = None
+
     def __init__(self, options: Preprocess, ssim_weight: float) -> None:
         self._options = options
         self._ssim_weight = ssim_weight

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from core.errors import Fault, RecipeInvalid
 from core.graph.network import Network
+from core.tasks.teacher import Teacher
 from core.training.mixing import Mixed
 from core.training.port import Score
 from core.training_settings import Training
@@ -23,7 +24,11 @@ OutputKind = Literal["logits", "probabilities", "log_probabilities"]
 
 
 class Task(Protocol):
-    """A task. Tensors are batches, dimension 0 first; `images` are model input."""
+    """A task. Tensors are batches, dimension 0 first; `images` are model input. `teacher`: the original, where its
+    answers are asked for."""
+
+    @property
+    def teacher(self) -> Teacher | None: ...
 
     def outputs(self, network: Network, images: Tensor) -> tuple[Tensor, ...]:
         """What `network` says to `images`, as `loss` and `figures` take it. Raises `RecipeInvalid` where a batch is too

@@ -5,12 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-
 from core.graph.network import Network
 from core.report import Cost
 from core.state import State
-from core.training.optimizers import load_optimizer
+from core.training.stepping import Stepping
 
 
 @dataclass
@@ -26,15 +24,15 @@ class Fit:
     cost: Cost = field(default_factory=Cost)
 
     @classmethod
-    def resumed(cls, label: str, state: State, network: Network, optimizer: torch.optim.Optimizer) -> Fit:
+    def resumed(cls, label: str, state: State, network: Network, stepping: Stepping) -> Fit:
         """As `state` has it, with weights and optimizer put back; a fresh one where it holds no training `label`."""
         if state.get("label") != label:
             return cls(label)
         network.load_state_dict(state["weights"])
-        load_optimizer(optimizer, state["optimizer"])
+        stepping.load(state["stepping"])
         return cls(label, list(state["epochs"]), state["best"], Cost(**state["cost"]))
 
-    def save(self, state: State, network: Network, optimizer: torch.optim.Optimizer) -> None:
+    def save(self, state: State, network: Network, stepping: Stepping) -> None:
         """Writes a checkpoint."""
         state.save(
             label=self.label,
@@ -42,5 +40,5 @@ class Fit:
             best=self.best,
             cost=self.cost.model_dump(),
             weights=network.state_dict(),
-            optimizer=optimizer.state_dict(),
+            stepping=stepping.state(),
         )

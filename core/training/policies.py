@@ -6,7 +6,7 @@ accuracy lost since the last one; few epochs at every step with many at those mo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -152,10 +152,17 @@ class FineTuning:
         has `macs`."""
         return expected_trainings(self._settings, macs, done=done, rounds=self.rounds)
 
-    def run(self, network: Network, *, last: bool, on_epoch: Callable[[dict[str, Any]], None]) -> FitResult:
+    def run(
+        self,
+        network: Network,
+        *,
+        last: bool,
+        on_epoch: Callable[[dict[str, Any]], None],
+        plan: Sequence[Mapping[str, Any]] = (),
+    ) -> FitResult:
         """Does what is due; the caller saves afterwards. Goes on where an earlier attempt left it.
 
-        on_epoch: see `TrainerPort.fit`.
+        on_epoch, plan: see `TrainerPort.fit`.
         """
         due = self.due
         assert due is not None, "nothing is due"
@@ -174,6 +181,7 @@ class FineTuning:
             state=state,
             on_epoch=on_epoch,
             moving=None if near is None else near.at,
+            plan=plan,
         )
         self._state.drop("fit")
         self._state.put(due=None, wound=[], whole=self._state["whole"] + due.whole)

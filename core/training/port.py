@@ -6,6 +6,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+from torch import Tensor
+
 from core.graph.network import Network
 from core.report import Cost
 from core.state import State
@@ -41,7 +43,20 @@ class FitResult:
     cost: Cost
 
 
+@dataclass(frozen=True)
+class ParameterGroup:
+    """Parameters of a network, by name, with a learning rate and a weight decay of their own; None: as the optimizer's.
+    The schedule's factor is on this rate, too."""
+
+    names: Collection[str]
+    lr: float | None = None
+    weight_decay: float | None = None
+
+
 class TrainerPort(Protocol):
+    plan: Sequence[Mapping[str, Any]]
+    """What the steps before this one did to the original."""
+
     budget: EpochsBudget
     """Of the recipe's steps. `fit` books what it takes, and takes no more than is left: it does so many epochs, by a
     schedule of so many, and none where nothing is left."""
@@ -62,6 +77,9 @@ class TrainerPort(Protocol):
         on_epoch: Callable[[dict[str, Any]], None] | None = None,
         restore_best: bool | None = None,
         moving: Callable[[int, int], Collection[str]] | None = None,
+        penalty: Callable[[Network], Tensor] | None = None,
+        groups: Sequence[ParameterGroup] = (),
+        plan: Sequence[Mapping[str, Any]] = (),
     ) -> FitResult: ...
 
     def evaluate(self, network: Network, split: SplitName) -> Score: ...

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -28,14 +28,16 @@ from core.tasks.classification import Classification
 from core.tasks.task import Figures, Task, joined
 from core.training.budget import EpochsBudget
 from core.training.checkpoints import Fit
+from core.training.features import FeatureMatching, matches
+from core.training.forward import Forward
 from core.training.freezing import trained_only, trained_parameters
-from core.training.losses import check_losses
+from core.training.losses import check_losses, distils
 from core.training.memory_format import images_channels_last, to_channels_last
 from core.training.mixing import mixed
-from core.training.optimizers import build_optimizer, set_rate
-from core.training.port import FitResult, Score, SplitName, add_costs
+from core.training.port import FitResult, ParameterGroup, Score, SplitName, add_costs
 from core.training.schedules import Place, momentum_at, rate_factor
 from core.training.seeds import derived_seed
+from core.training.stepping import Stepping
 from core.training_settings import Training
 
 CHECKPOINT_SECONDS = 10.0
@@ -78,6 +80,8 @@ class Trainer:
     ) -> None:
         self.training = training
         self.budget = EpochsBudget()
+        self.plan: Sequence[Mapping[str, Any]] = ()
+        self.warnings: list[str] = []
         self._dataset = dataset
         self._device = device
         self._seed = seed
@@ -100,6 +104,9 @@ class Trainer:
         on_epoch: Callable[[dict[str, Any]], None] | None = None,
         restore_best: bool | None = None,
         moving: Callable[[int, int], Collection[str]] | None = None,
+        penalty: Callable[[Network], torch.Tensor] | None = None,
+        groups: Sequence[ParameterGroup] = (),
+        plan: Sequence[Mapping[str, Any]] = (),
     ) -> FitResult:
         """Trains `network` in place for `epochs` epochs, or as many of them as `budget` has left; with `restore_best`
         (default: as `training` says) it is left with the weights of the epoch that was best on validation, else with
@@ -109,6 +116,8 @@ class Trainer:
         continued. `on_batch(network)` is called after every optimizer step, `on_epoch(record)` after every epoch before
         a checkpoint is written, so that what the caller puts into its state there belongs to the same moment.
         `moving(n, epochs)` names the parameters that epoch n trains, never fewer than the epoch before; None: all.
+        `penalty(network)`, a number, is added to the loss of every step; `groups` have rates of their own. `plan`: what
+        this step of the recipe has done to the network so far; feature matching goes by it.
         Emits `<label>/epoch/<n>`, n from 1, and `<label>/stopped` where `early_stop` ends it before its last epoch.
 
         Raises `TrainingDiverged` where the loss is NaN or infinite, `RecipeInvalid` where batches are too small for
@@ -119,9 +128,12 @@ class Trainer:
         to_channels_last(network)
         epochs = self.budget.within(epochs)
         trained = trained_parameters(network, training, moving, epochs)
+        stepping = Stepping(network, training, trained[-1], groups=groups, device=self._device)
+        forward, extras = self._forward(network, training, label, plan)
+        if penalty is not None:
+            extras["penalty"] = lambda images: penalty(network)
         parameters = dict(network.named_parameters())
-        optimizer = build_optimizer(training.optimizer, [parameters[name] for name in trained[-1]])
-        fit = Fit.resumed(label, state, network, optimizer)
+        fit = Fit.resumed(label, state, network, stepping)
         self._progress.credit(fit.cost.seconds)
         counts = count(network)
         self._progress.stage((self._prefix + label).partition("/")[0])
@@ -133,16 +145,17 @@ class Trainer:
                 )
                 break
             started = self._clock()
-            with trained_only(network, trained[epoch - 1]):
-                rate, loss, accuracy = self._train(
+            with trained_only(network, trained[epoch - 1]), forward.holds(network, trained[epoch - 1]):
+                rate, loss, accuracy, parts = self._train(
                     network,
-                    optimizer,
+                    stepping,
                     training,
                     epoch=epoch,
                     epochs=epochs,
                     label=label,
                     macs=counts.macs,
                     records=fit.epochs,
+                    extras=extras,
                     on_batch=on_batch,
                 )
             score = self.evaluate(network, "validation", macs=counts.macs)
@@ -163,6 +176,7 @@ class Trainer:
                 "lr": rate,
                 "seconds": seconds,
                 "images": images,
+                **parts,
             }
             if moving is not None:
                 record["trained_params"] = sum(parameters[name].numel() for name in trained[epoch - 1])
@@ -177,7 +191,7 @@ class Trainer:
                 on_epoch(record)
             waited = self._clock() - saved_at >= CHECKPOINT_SECONDS or epoch - saved_epoch >= CHECKPOINT_EPOCHS
             if epoch == 1 or (waited and epoch < epochs):
-                fit.save(state, network, optimizer)
+                fit.save(state, network, stepping)
                 saved_at, saved_epoch = self._clock(), epoch
         network.eval()
         self.budget.spent += len(fit.epochs)
@@ -245,7 +259,7 @@ class Trainer:
     def _train(
         self,
         network: Network,
-        optimizer: torch.optim.Optimizer,
+        stepping: Stepping,
         training: Training,
         *,
         epoch: int,
@@ -253,15 +267,18 @@ class Trainer:
         label: str,
         macs: int,
         records: Sequence[dict[str, Any]],
+        extras: Mapping[str, Callable[[torch.Tensor], torch.Tensor]],
         on_batch: Callable[[Network], None] | None,
-    ) -> tuple[float, float, float]:
-        """One epoch. Returns the rate at its first batch, and loss and accuracy averaged over it as it went."""
+    ) -> tuple[float, float, float, dict[str, float]]:
+        """One epoch. Returns the rate at its first batch, and averaged over it as it went loss, accuracy, and what each
+        of `extras` added to the loss of a batch of images."""
         seed = derived_seed(self._seed, label)
         torch.manual_seed(derived_seed(seed, f"dropout/{epoch}"))
         steps = self._dataset.batch_count("train", training.batch_size)
         losses = torch.zeros(steps, device=self._device)
         loss_sum = torch.zeros((), dtype=torch.float64, device=self._device)
         found: list[Figures] = []
+        added = {name: torch.zeros_like(loss_sum) for name in extras}
         rates: list[float] = []
         layout = self._dataset.options.layout
         batches = self._dataset.batches(
@@ -275,28 +292,53 @@ class Trainer:
         )
         for step, (images, labels) in enumerate(batches):
             place = Place((epoch - 1) * steps + step, steps, epochs, records)
-            rates.append(training.optimizer.lr * rate_factor(training, place))
-            set_rate(optimizer, rates[-1], momentum_at(training.schedule, place))
-            optimizer.zero_grad(set_to_none=True)
+            rates.append(stepping.begin(rate_factor(training, place), momentum_at(training.schedule, place)))
             mix = mixed(images, labels, training.augment, seed=derived_seed(seed, f"mix/{epoch}/{step}"), layout=layout)
             images = images_channels_last(mix.images if mix else images, layout)
             wanted = self.task.wanted(images, labels, training)
             loss, figures = self.task.loss(self.task.outputs(network, images), wanted, training, mix)
+            for name, extra in extras.items():
+                loss = loss + (more := extra(images))
+                added[name] += more.detach().double() * len(labels)
             losses[step] = loss.detach()
             # every loss is looked at, but on an accelerator not one by one: that would wait for it at each step
             if self._device.type == "cpu" or step % _LOSS_CHECK_STEPS == _LOSS_CHECK_STEPS - 1 or step == steps - 1:
                 check_losses(losses[: step + 1], rates, label=self._prefix + label, epoch=epoch)
-            loss.backward()  # type: ignore[no-untyped-call]
-            if training.clip_norm:
-                torch.nn.utils.clip_grad_norm_(network.parameters(), training.clip_norm)
-            optimizer.step()
+            stepping.end(loss)
             loss_sum += loss.detach().double() * len(labels)
             found.append(figures)
             if on_batch is not None:
                 on_batch(network)
             self._progress.advance(TRAINING_PASSES * len(labels) * macs / self._original_macs)
         images_in_all = len(self._dataset.splits["train"])
-        return rates[0], loss_sum.item() / images_in_all, self.task.accuracy(joined(found))
+        parts = {name: total.item() / images_in_all for name, total in added.items()}
+        return rates[0], loss_sum.item() / images_in_all, self.task.accuracy(joined(found)), parts
+
+    def _forward(
+        self, network: Network, training: Training, label: str, plan: Sequence[Mapping[str, Any]]
+    ) -> tuple[Forward, dict[str, Callable[[torch.Tensor], torch.Tensor]]]:
+        """How `network` is to be run, and what feature matching adds to the loss."""
+
+        def failed(reason: str) -> None:
+            self._emit(f"{self._prefix}{label}/not_compiled", reason=reason)
+            self.warnings.append(f"{self._prefix}{label} ran uncompiled: torch.compile failed ({reason})")
+
+        weight = training.distill.features if training.distill is not None else 0.0
+        if not weight:
+            if distils(training):
+                self._teacher().through = Forward(training, self._device)
+            return Forward(training, self._device, failed=failed), {}
+        teacher = self._teacher()
+        found = matches(teacher, network, [*self.plan, *plan])
+        ours = Forward(training, self._device, keep=list(found), failed=failed)
+        teacher.through = theirs = Forward(training, self._device, keep=list(found))
+        matching = FeatureMatching(found, ours, theirs, teacher.logits)
+        return ours, {"features": lambda images: weight * matching.loss(images)}
+
+    def _teacher(self) -> Network:
+        if self.task.teacher is None:
+            raise ValueError("distill needs a teacher")
+        return self.task.teacher.network
 
 
 def _epochs_since_best(records: Sequence[dict[str, Any]]) -> int:

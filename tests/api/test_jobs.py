@@ -175,6 +175,12 @@ def test_the_device_chooses_the_queue() -> None:
     assert _queue("cpu", ("cpu", "cuda:1")) == ("cpu", [])
 
 
+def test_a_precision_that_the_cpu_has_not_is_a_fault(api: Api) -> None:
+    recipe = {"training": {"precision": "float16"}, "steps": [{"method": "train", "epochs": 1}]}
+    answer = api.http.post("/v1/recipes/check", json={"recipe": recipe, "device": "cpu"})
+    assert pointers(problem(answer, 422, "recipe_invalid")) == {"/recipe/training/precision"}
+
+
 @pytest.mark.parametrize(
     ("device", "there"),
     [("cpu", ("cuda:0",)), ("cuda:0", ("cpu",)), ("cuda:99", ("cpu", "cuda:0")), ("cuda:00", ("cpu", "cuda:0"))],

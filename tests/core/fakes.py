@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from core.measure.memory import MemoryNotMeasured
 from core.report import Cost
 from core.state import State
 from core.training.budget import EpochsBudget
-from core.training.port import FitResult, Score, SplitName
+from core.training.port import FitResult, ParameterGroup, Score, SplitName
 from core.training_settings import Training
 
 
@@ -64,6 +64,7 @@ class ScriptedTrainer:
     def __init__(self, accuracies: Sequence[float] = (), steps: int = 1, forward: bool = False) -> None:
         self.training = Training()
         self.budget = EpochsBudget()
+        self.plan: Sequence[Mapping[str, Any]] = ()
         self.moving: list[list[list[str]] | None] = []
         self.labels: list[tuple[str, int]] = []
         self.expected: list[list[tuple[int, int]]] = []
@@ -84,6 +85,9 @@ class ScriptedTrainer:
         on_epoch: Callable[[dict[str, Any]], None] | None = None,
         restore_best: bool | None = None,
         moving: Callable[[int, int], Collection[str]] | None = None,
+        penalty: Callable[[Network], torch.Tensor] | None = None,
+        groups: Sequence[ParameterGroup] = (),
+        plan: Sequence[Mapping[str, Any]] = (),
     ) -> FitResult:
         self.moving.append(None if moving is None else [sorted(moving(n + 1, epochs)) for n in range(epochs)])
         epochs = self.budget.within(epochs)

@@ -5,10 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 from pydantic import ValidationError
 
+from core.devices import require_precision
 from core.errors import Fault, RecipeInvalid
 from core.job import DatasetOptions
+from core.precision import ON_CPU, precision_faults
 from core.recipe import parse_recipe
 
 STEP: dict[str, Any] = {"method": "filter_norm", "target": {"params": 0.5}}
@@ -114,7 +117,7 @@ def test_one_number_stands_for_all_channels() -> None:
          "'constant', 'cosine', 'cosine_restarts', 'multistep', 'one_cycle', 'plateau', 'rising_restarts'"),
         ({"steps": [STEP | {"fine_tune": {"optimizer": {"name": "adamw", "lrr": 1}}}]},
          "/steps/0/fine_tune/optimizer/lrr", "unknown field 'lrr', or one that is not built yet",
-         "one of betas, lr, name, weight_decay"),
+         "one of betas, classifier_lr, decay_norm_and_bias, lr, name, weight_decay"),
         ({"steps": [{"method": "filter_norm", "target": {"macs": 1.0}}]}, "/steps/0/target/macs",
          "a float is a share of the original, between 0 and 1; 1.0 is none. An absolute count is an integer", None),
         ({"steps": [{"method": "filter_norm", "target": {"size": 0}}]}, "/steps/0/target/size",
@@ -177,6 +180,11 @@ def test_spans_are_shares_or_epochs() -> None:
         ({"augment": {"rotate": 200}}, "/training/augment/rotate", "at most 180"),
         ({"augment": {"blur": 1}}, "/training/augment/blur", "unknown field 'blur'"),
         ({"distill": {"weight": 2}}, "/training/distill/weight", "at most 1"),
+        ({"freeze": "classifier", "optimizer": {"name": "sgd", "classifier_lr": 1.0}}, "", "classifier_lr is for"),
+        ({"optimizer": {"name": "sgd", "classifier_lr": 0}}, "/training/optimizer/classifier_lr", "above 0"),
+        ({"precision": "float64"}, "/training/precision", "'float32', 'bfloat16' or 'float16'"),
+        ({"compile": 1}, "/training/compile", "true or false"),
+        ({"distill": {"features": -1}}, "/training/distill/features", "at least 0"),
         ({"freeze": "all"}, "/training/freeze", "'none' or 'classifier'"),
         ({"clip_norm": -1}, "/training/clip_norm", "at least 0"),
         ({"label_smoothing": 1.0}, "/training/label_smoothing", "below 1"),
@@ -259,3 +267,22 @@ def test_a_budget_of_epochs() -> None:
     late = {"schedule": {"name": "multistep", "milestones": [8]}, "epochs": 20}
     told = faults({"epochs_budget": 8, "steps": [STEP | {"fine_tune": late}]})[""].message
     assert "the longest training with that schedule has 8" in told
+
+
+def test_a_precision_that_a_device_has_not_is_named_wherever_it_is() -> None:
+    half = {"precision": "float16"}
+    recipe = parse_recipe(
+        {
+            "training": half,
+            "steps": [{"method": "train", "epochs": 1, "precision": "bfloat16"}, STEP | {"fine_tune": half}],
+            "baselines": ["random", {"scratch": half}],
+        }
+    )
+    found = precision_faults(recipe, ON_CPU, "training on the CPU", prefix="/recipe")
+    assert [fault.pointer for fault in found] == [
+        "/recipe/training/precision", "/recipe/steps/1/fine_tune/precision", "/recipe/baselines/1/scratch/precision",
+    ]  # fmt: skip
+    assert found[0] == Fault(found[0].pointer, "float16 is not for training on the CPU", "float32, bfloat16")
+    with pytest.raises(RecipeInvalid) as caught:
+        require_precision(recipe, torch.device("cpu"))
+    assert caught.value.faults[0].pointer == "/training/precision"

@@ -159,5 +159,5 @@ def test_momentum_is_set(settings: Any) -> None:
     assert {key: value for key, value in optimizer.param_groups[0].items() if key not in ("lr", "params")} == before
     set_rate(optimizer, 0.25, 0.7)
     group = optimizer.param_groups[0]
-    assert group["lr"] == 0.25
+    assert group["lr"] == 0.25 * settings.lr
     assert (group["betas"] == (0.7, 0.999)) if "betas" in group else (group["momentum"] == 0.7)
