@@ -7,7 +7,7 @@ from typing import Any
 
 from core.graph.network import Network
 from core.graph.plans import replay
-from core.report import Check, Cost, FrontPoint
+from core.report import Check, Cost, FrontPoint, KeptCheckpoint
 from core.state import State
 from core.training.port import add_costs
 
@@ -19,7 +19,7 @@ class Outcome:
     `front`: every network visited. `checks`: the proof of each cut. `cost`: of all training in the step.
     `skipped`: why nothing was to be done (the target held already); then the plan is empty. `warnings`: what a reader
     of the report should know. `accuracy`: of what is left, on validation. `removed`: of each round, how many units of
-    which group; `random` removes as many.
+    which group; `random` removes as many. `checkpoints`: files that were kept.
     """
 
     network: Network
@@ -31,6 +31,7 @@ class Outcome:
     warnings: list[str] = field(default_factory=list)
     accuracy: float | None = None
     removed: list[dict[str, int]] = field(default_factory=list)
+    checkpoints: list[KeptCheckpoint] = field(default_factory=list)
 
 
 @dataclass
@@ -47,6 +48,7 @@ class Done:
     warnings: list[str] = field(default_factory=list)
     accuracies: list[float | None] = field(default_factory=list)
     removed: list[list[dict[str, int]]] = field(default_factory=list)
+    checkpoints: list[KeptCheckpoint] = field(default_factory=list)
 
     @classmethod
     def of(cls, state: State, original: Network) -> Done:
@@ -65,6 +67,7 @@ class Done:
             warnings=list(state["warnings"]),
             accuracies=list(state["accuracies"]),
             removed=list(state["removed"]),
+            checkpoints=[KeptCheckpoint(**kept) for kept in state["checkpoints"]],
         )
 
     def add(self, outcome: Outcome) -> None:
@@ -76,6 +79,7 @@ class Done:
         self.steps += 1
         self.accuracies.append(outcome.accuracy)
         self.removed.append(outcome.removed)
+        self.checkpoints += outcome.checkpoints
         self.plan += outcome.plan
         self.front += outcome.front
         self.checks += outcome.checks
@@ -92,5 +96,6 @@ class Done:
             "warnings": self.warnings,
             "accuracies": self.accuracies,
             "removed": self.removed,
+            "checkpoints": [kept.model_dump() for kept in self.checkpoints],
             "weights": self.network.state_dict(),
         }

@@ -50,6 +50,7 @@ from core.graph.initialise import reinitialised
 from core.graph.network import Network, grouped_cuts
 from core.inspection import tensor_json
 from core.job import JobInputs
+from core.kept import PROOF_IMAGES, Keeper
 from core.measure.environment import environment
 from core.outcome import Done
 from core.progress import Progress
@@ -107,6 +108,7 @@ class _Job:
         start, inserted = self._insert(start, dataset, trainer)
         self._baseline(original, counts, dataset, trainer, state)
         accuracy = state["baseline"]["validation"]
+        images = _parity_images(original, dataset, "validation")[:PROOF_IMAGES]
         done = run_steps(
             self.recipe.steps,
             start,
@@ -119,6 +121,7 @@ class _Job:
             progress=self.progress,
             emit=self.emit,
             state=state,
+            keep=Keeper(self.workdir, opset=self.recipe.export.opset, inserted=inserted, images=images, emit=self.emit),
         )
         self._controls(original, Ran(start, done, counts, accuracy), dataset, state)
         if inserted is not None:
@@ -332,6 +335,7 @@ class _Job:
             frozen=channel_groups(original).frozen,
             front=done.front,
             cost=done.cost,
+            checkpoints=done.checkpoints,
             controls=control_results(self.controls, right),
             macs_counted=COUNTED,
             macs_not_counted=NOT_COUNTED,

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, ValidationError, field_validator, model_validator
+from pydantic import Discriminator, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from core.baselines import AnyBaseline, Baseline
 from core.documents import DocumentInvalid, load_yaml
@@ -102,15 +102,35 @@ class FilterNorm(Section):
         return [(defaults, self.every_epochs), *low, (fine_tune, self.fine_tune.epochs)]
 
 
+MAX_CHECKPOINTS = 200
+"""Files that `checkpoint_every` may leave, of all steps together."""
+
+
 class Train(Overrides):
     """Training without removing anything. Fields left out are those of the recipe's `training`."""
 
     method: Literal["train"]
     epochs: Epochs
+    checkpoint_every: Annotated[int, Field(ge=1, le=10_000)] | None = Field(
+        None, description="keeps the network after every so many epochs, and after the last, as a file of the job"
+    )
+
+    @field_validator("checkpoint_every")
+    @classmethod
+    def _comes(cls, value: int | None, info: ValidationInfo) -> int | None:
+        epochs = info.data.get("epochs")
+        if value is not None and epochs is not None and value > epochs:
+            raise ValueError(f"{value} epochs are never done: the step has {epochs}")
+        return value
+
+    @property
+    def checkpoints(self) -> int:
+        """How many it keeps at most."""
+        return -(-self.epochs // self.checkpoint_every) if self.checkpoint_every else 0
 
     def at_random(self) -> Train:
-        """Itself: it removes nothing."""
-        return self
+        """Itself, since it removes nothing; its checkpoints are kept once."""
+        return self.model_copy(update={"checkpoint_every": None})
 
     def trainings(self, defaults: Training) -> list[tuple[Training, int]]:
         """See `FilterNorm.trainings`."""
@@ -230,6 +250,16 @@ class Recipe(Section):
                     "would never be lr"
                 )
         return self
+
+    @field_validator("steps")
+    @classmethod
+    def _not_too_many_checkpoints(cls, value: tuple[Step, ...]) -> tuple[Step, ...]:
+        kept = sum(step.checkpoints for step in value if isinstance(step, Train))
+        if kept > MAX_CHECKPOINTS:
+            raise ValueError(
+                f"checkpoint_every asks for {kept} files; at most {MAX_CHECKPOINTS} are kept: a larger checkpoint_every"
+            )
+        return value
 
     @field_validator("baselines")
     @classmethod

@@ -159,6 +159,18 @@ class FrontPoint(_Record):
     validation_accuracy: float | None
 
 
+class KeptCheckpoint(_Record):
+    """A file of the network as it was after an epoch of a `train` step."""
+
+    name: str
+    step: int
+    epoch: int
+    validation_accuracy: float
+    sha256: str
+    bytes: int
+    parity: float = Field(description="ONNX Runtime against torch, as a check of that name")
+
+
 class Report(_Record):
     version: int = 1
     variants: dict[str, Variant]
@@ -174,6 +186,7 @@ class Report(_Record):
     frozen: list[Frozen]
     front: list[FrontPoint]
     cost: Cost
+    checkpoints: list[KeptCheckpoint] = Field(default=[], description="what checkpoint_every has kept")
     controls: list[ControlResult] = Field(default=[], description="without any the report claims no win over anything")
     macs_counted: list[str] = Field(description="operators that are counted; one multiply-accumulate = 1")
     macs_not_counted: list[str]

@@ -32,6 +32,7 @@ def to_markdown(report: Report) -> str:
         _front(report),
         "## Cost of pruning",
         _cost(report.cost),
+        *_checkpoints(report),
         "## How it was measured",
         _method(report),
         "## Inputs and environment",
@@ -48,6 +49,16 @@ def _cost(cost: Cost) -> str:
     return "In brackets: without the epochs after the best one of each training.\n\n" + _table(
         ["epochs", "epoch-parameters", "images", "seconds"], [cells]
     )
+
+
+def _checkpoints(report: Report) -> list[str]:
+    if not report.checkpoints:
+        return []
+    rows = [
+        [f"`{kept.name}`", f"{kept.step}", f"{kept.epoch}", f"{kept.validation_accuracy:.2%}", f"{kept.bytes:,}"]
+        for kept in report.checkpoints
+    ]
+    return ["## Checkpoints kept", _table(["file", "step", "epoch", "validation accuracy", "bytes"], rows)]
 
 
 def _verdict(report: Report) -> str:

@@ -9,6 +9,7 @@ from core.data.datasets import Dataset
 from core.events import Emit
 from core.graph.counts import Counts, count
 from core.graph.network import Network
+from core.kept import Keep
 from core.methods.filter_norm import filter_norm, planned_trainings
 from core.methods.train import train
 from core.outcome import Done, Outcome
@@ -41,10 +42,11 @@ def given(
     export: Export,
     seed: int,
     like: Sequence[Mapping[str, int]] | None,
+    keep: Keep | None,
 ) -> dict[str, Any]:
     """What `step` says, as arguments of its method."""
     if isinstance(step, Train):
-        return {"epochs": step.epochs, "settings": step}
+        return {"epochs": step.epochs, "settings": step, "checkpoint_every": step.checkpoint_every, "keep": keep}
     return {
         "target": Goal(step.target, original, accuracy),
         "fine_tune": step.fine_tune,
@@ -70,12 +72,14 @@ def run_steps(
     state: State,
     prefix: str = "",
     like: Sequence[Sequence[Mapping[str, int]]] | None = None,
+    keep: Keep | None = None,
 ) -> Done:
     """What `steps` make of `network`, each from where an earlier attempt left it in `state`.
 
     Args:
         original: counts of the original, the unit of targets; accuracy: its validation accuracy, 0-1.
         like: for the control `random`: of each step and round, how many units of which group go.
+        keep: what is done with the checkpoints that a step is told to keep.
         prefix: of the parts of the progress and, as `emit` and `trainer` put it in front already, of the events.
     """
     done = Done.of(state, network)
@@ -98,6 +102,7 @@ def run_steps(
                 export=export,
                 seed=derived_seed(seed, f"{prefix}step/{index}"),
                 like=None if like is None else like[index],
+                keep=keep,
             ),
         )
         done.add(outcome)

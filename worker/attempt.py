@@ -33,7 +33,7 @@ from worker.guard import Order
 from worker.heart import Heart, Held
 from worker.lines import EventLine
 from worker.supervisor import Ended, supervise
-from worker.workdir import CHECKPOINT_NAME, held_checkpoint, held_outputs, work_directory
+from worker.workdir import CHECKPOINT_NAME, held_checkpoint, held_output, held_outputs, work_directory
 
 RETRY_SECONDS = 1.0
 PATIENCE_SECONDS = 120.0
@@ -174,9 +174,9 @@ class RunningAttempt:
         try:
             batch: list[EventLine] = []
             for event in events:
-                if event[0] == "checkpoint":
+                if event[0] in ("checkpoint", "artifact"):
                     self._append(batch)
-                    self._store_checkpoint(event[1])
+                    (self._store_checkpoint if event[0] == "checkpoint" else self._store_output)(event[1])
                     batch = []
                 else:
                     batch.append(event)
@@ -218,10 +218,26 @@ class RunningAttempt:
 
         self._write(write)
 
+    def _store_output(self, body: Mapping[str, Any]) -> None:
+        """Store a file that is complete before the job is: it stays, whatever becomes of the attempt."""
+        file = body.get("file")
+        with held_output(self._workdir, file) as held:
+            sha256, size = self._patiently(lambda: self._context.storage.put_file(held))
+        name = str(file).partition("/")[2]
+
+        def write(session: Session) -> None:
+            leases.append_events(session, self._lease, [("artifact", {**body, "sha256": sha256, "bytes": size})])
+            leases.add_artifact(session, self._lease, name, "output", sha256, size, media_type_of(name))
+
+        self._write(write)
+
     # --- after it -----------------------------------------------------------------------------------------------------
 
     def _close(self, ended: Ended) -> None:
-        rest = [event for event in ended.rest if event[0] not in ("checkpoint", "progress")]
+        for name, body in ended.rest:
+            if name == "artifact" and not self._heart.lost:
+                self._store_output(body)
+        rest = [event for event in ended.rest if event[0] not in ("checkpoint", "artifact", "progress")]
         if self._heart.lost or ended.verdict == "lost":
             raise LeaseLost("the lease was lost while the child ran")
         log.info("child ended", job=self._lease.job_id, attempt=self._lease.number, verdict=ended.verdict,
@@ -245,8 +261,7 @@ class RunningAttempt:
 
         def record(session: Session) -> None:
             for name, (sha256, size) in stored.items():
-                media_type = MEDIA_TYPES.get(Path(name).suffix, "application/octet-stream")
-                leases.add_artifact(session, self._lease, name, "output", sha256, size, media_type)
+                leases.add_artifact(session, self._lease, name, "output", sha256, size, media_type_of(name))
 
         self._finish("succeeded", results=results, events=rest, output_tail=output_tail, before=record)
 
@@ -298,6 +313,11 @@ class RunningAttempt:
                     raise
                 log.warning("trying again", job=self._lease.job_id, error=type(error).__name__)
                 self._context.stopping.wait(RETRY_SECONDS)
+
+
+def media_type_of(name: str) -> str:
+    """Of a file that a job left."""
+    return MEDIA_TYPES.get(Path(name).suffix, "application/octet-stream")
 
 
 def fetch_model(context: Context, model: Model, workdir: Path) -> ModelInput:

@@ -45,6 +45,8 @@ ROOM = 64 * 2**20
 """Of the 2 GiB of a message, what is left to the graph."""
 INLINE_BYTES = 1024
 """Weights of fewer bytes stay in the model: shapes and single numbers, which checkers and runtimes read themselves."""
+MOST_INLINE_BYTES = MAX_FILE_BYTES - ROOM
+"""Of weights in a model that is one file."""
 ALIGNMENT = 4096
 """Of each weight in the data file: so that it can be mapped into memory."""
 
@@ -243,7 +245,7 @@ def save(model: ModelProto, path: Path, *, above_bytes: int | None = None) -> No
     """Writes `model`, checked in full by `onnx.checker`: one file, or where its weights are more than `above_bytes` in
     all (None: as many as one file can hold) two, the second called `path` and ".data"."""
     data = path.with_name(f"{path.name}.data")
-    most = MAX_FILE_BYTES - ROOM if above_bytes is None else min(above_bytes, MAX_FILE_BYTES - ROOM)
+    most = MOST_INLINE_BYTES if above_bytes is None else min(above_bytes, MOST_INLINE_BYTES)
     sizes = [len(tensor.raw_data) for tensor in model.graph.initializer]
     if sum(sizes) <= most or max(sizes) < INLINE_BYTES:
         onnx.checker.check_model(model, full_check=True)
