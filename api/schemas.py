@@ -51,6 +51,19 @@ class DatasetRequest(_In):
     splits: Splits = Splits()
 
 
+class ArtifactOfJob(_In):
+    """A file that a job left."""
+
+    job: str = Field(description="id of the job", examples=["job_…"])
+    name: str = Field(description="of one of its artifacts that is a model", examples=["pruned.onnx"])
+
+
+class ModelRequest(_In):
+    """A model that a job has made: its result, or a checkpoint that a `train` step kept. Others are uploaded."""
+
+    artifact: ArtifactOfJob
+
+
 class RecipeRequest(_In):
     """What is to be done, whatever to: a recipe, what insists on its result, and where it is to run."""
 
