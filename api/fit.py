@@ -21,6 +21,11 @@ class _Tensor(BaseModel):
     shape: list[int | str]
 
 
+class _Structure(BaseModel):
+    layers: int
+    filters: int
+
+
 class _ModelSummary(BaseModel):
     inputs: list[_Tensor]
     outputs: list[_Tensor]
@@ -49,3 +54,17 @@ def summary_faults(
         fault if fault.pointer == "/model" else dataclasses.replace(fault, pointer=pointer + fault.pointer)
         for fault in faults
     ]
+
+
+def weights_faults(model: Mapping[str, Any] | None, other: Mapping[str, Any] | None, pointer: str) -> list[Fault]:
+    """What tells, of two models' summaries, that they are not the same network. The worker compares the graphs."""
+    try:
+        ours, theirs = _Structure.model_validate(model), _Structure.model_validate(other)
+    except ValidationError:
+        return []
+    return [
+        Fault(pointer, f"it has {getattr(theirs, name):,} {name}, the job's model {getattr(ours, name):,}",
+              "a model of the same structure")
+        for name in ("layers", "filters")
+        if getattr(ours, name) != getattr(theirs, name)
+    ]  # fmt: skip

@@ -24,6 +24,7 @@ from safetensors.torch import save as save_safetensors
 from core.baseline import check_better_than_guessing
 from core.batch_size import inference_batch
 from core.batchnorm import with_batch_norm, without_batch_norm
+from core.beginning import begin
 from core.comparison import (
     control_results,
     doubted_controls,
@@ -46,7 +47,6 @@ from core.graph.export import check_parity, to_onnx, write_onnx
 from core.graph.external_data import unpack
 from core.graph.groups import channel_groups
 from core.graph.importers import load
-from core.graph.initialise import reinitialised
 from core.graph.network import Network, grouped_cuts
 from core.inspection import tensor_json
 from core.job import JobInputs
@@ -60,7 +60,6 @@ from core.reproduction import described, fingerprint, reproduce
 from core.state import State, write_atomically
 from core.steps import planned, run_steps
 from core.targets import target_results
-from core.training.seeds import derived_seed
 from core.training.trainer import Trainer
 
 PARITY_IMAGES = 32
@@ -104,11 +103,14 @@ class _Job:
         counts = count(original)
         trainer = self._trainer(original, dataset, counts)
         self._plan(original, counts, dataset, trainer)
-        start, begun = self._begin(original)
-        start, inserted = self._insert(start, dataset, trainer)
+        images = _parity_images(original, dataset, "validation")
+        begun = begin(self.inputs, original, images, self.workdir, self.emit)
+        self.checks += begun.checks
+        self.warnings += begun.warnings
+        start, inserted = self._insert(begun.network, dataset, trainer)
         self._baseline(original, counts, dataset, trainer, state)
         accuracy = state["baseline"]["validation"]
-        images = _parity_images(original, dataset, "validation")[:PROOF_IMAGES]
+        images = images[:PROOF_IMAGES]
         done = run_steps(
             self.recipe.steps,
             start,
@@ -126,7 +128,7 @@ class _Job:
         self._controls(original, Ran(start, done, counts, accuracy), dataset, state)
         if inserted is not None:
             self._fold(done, inserted, dataset)
-        done.plan = [*begun, *done.plan]
+        done.plan = [*begun.plan, *done.plan]
         files = self._export(original, done, dataset)
         return self._measure(files, original, accuracy, done, dataset)
 
@@ -198,15 +200,6 @@ class _Job:
             labels = torch.cat([dataset.splits["validation"].y, dataset.splits["test"].y])
             check_better_than_guessing(state["baseline"]["correct"], torch.bincount(labels).tolist())
         self.progress.end("baseline")
-
-    def _begin(self, original: Network) -> tuple[Network, list[dict[str, Any]]]:
-        """The network with the weights that the recipe wants, and the plan entries for that."""
-        if self.recipe.weights == "uploaded":
-            return original, []
-        network, entry, kept = reinitialised(original, seed=derived_seed(self.recipe.seed, "weights"))
-        if kept:
-            self.warnings.append(f"parameters of no layer keep their values, weights: random or not: {', '.join(kept)}")
-        return network, [entry]
 
     def _insert(self, original: Network, dataset: Dataset, trainer: Trainer) -> tuple[Network, dict[str, Any] | None]:
         """What the steps begin with: the original, with BatchNorms and their plan entry where the recipe wants them. A

@@ -12,7 +12,15 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    BeforeValidator,
+    Discriminator,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from core.baselines import AnyBaseline, Baseline
 from core.documents import DocumentInvalid, load_yaml
@@ -198,6 +206,19 @@ class Requirements(Section):
         return self.model_copy(update=other.model_dump(exclude_none=True))
 
 
+# --- what the steps begin with ---------------------------------------------------------------------------------------
+
+MODEL_ID = r"^mdl_[0-9a-z]{1,36}$"
+
+
+def _weights(value: Any) -> Any:
+    if isinstance(value, str) and (value in ("uploaded", "random") or re.fullmatch(MODEL_ID, value)):
+        return value
+    raise ValueError("is one of uploaded, random, or the id of a model of the same structure (mdl_…)")
+
+
+Weights = Annotated[Literal["uploaded", "random"] | Annotated[str, Field(pattern=MODEL_ID)], BeforeValidator(_weights)]
+
 # --- the document ----------------------------------------------------------------------------------------------------
 
 
@@ -209,8 +230,10 @@ class Recipe(Section):
     description: str | None = Field(None, max_length=2_000)
     task: Literal["classification"] = "classification"
     seed: int = Field(0, ge=0, lt=2**63)
-    weights: Literal["uploaded", "random"] = Field(
-        "uploaded", description="what the steps begin with; random: the upload's structure, to be trained by a step"
+    weights: Weights = Field(
+        "uploaded",
+        description="what the steps begin with. random: the upload's structure, to be trained by a step; mdl_…: the "
+        "weights of another model of the same structure, such as a checkpoint that a step has kept",
     )
     batchnorm: Literal["keep", "insert"] = Field(
         "keep", description="insert: behind every layer that has none while the steps run, folded away at the end"
@@ -267,6 +290,11 @@ class Recipe(Section):
         if len({item.kind for item in value}) < len(value):
             raise ValueError("each baseline once")
         return value
+
+    @property
+    def weights_model(self) -> str | None:
+        """The id of the model whose weights the steps begin with, where `weights` names one."""
+        return None if self.weights in ("uploaded", "random") else self.weights
 
     def trainings(self) -> list[tuple[Training, int]]:
         """Settings and epochs of each kind of training that steps and baselines ask for, where that can be told."""

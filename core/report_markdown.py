@@ -271,6 +271,8 @@ def _method(report: Report) -> str:
 def _environment(report: Report) -> str:
     model = report.inputs.get("model", {})
     rows = [["model, sha256", f"`{model.get('sha256', '–')}`"]]
+    if "weights" in report.inputs:
+        rows.append(["weights, sha256", f"`{report.inputs['weights'].get('sha256', '–')}`"])
     for dataset in report.inputs.get("datasets", []):
         rows.append([f"dataset ({dataset.get('format', '–')}), sha256", f"`{dataset.get('sha256') or 'built in'}`"])
     for key, value in report.environment.items():

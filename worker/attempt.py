@@ -151,12 +151,14 @@ class RunningAttempt:
         with reading(self._context.engine) as session:
             job = session.get_one(Job, self._lease.job_id)
             model, datasets = jobs.inputs_of(session, job)
+            weights = jobs.weights_of(session, job)
             checkpoint = session.scalars(
                 select(Artifact).where(Artifact.job_id == job.id, Artifact.kind == "checkpoint")
             ).one_or_none()
             session.expunge_all()  # no transaction is held while files are fetched
         inputs = JobInputs(
             model=fetch_model(self._context, model, self._workdir),
+            weights=None if weights is None else fetch_model(self._context, weights, self._workdir, "weights"),
             datasets=tuple(fetch_dataset(self._context, dataset, self._workdir) for dataset in datasets),
             recipe=Recipe.model_validate(job.recipe),
             requirements=Requirements.model_validate(job.requirements),
@@ -320,10 +322,10 @@ def media_type_of(name: str) -> str:
     return MEDIA_TYPES.get(Path(name).suffix, "application/octet-stream")
 
 
-def fetch_model(context: Context, model: Model, workdir: Path) -> ModelInput:
+def fetch_model(context: Context, model: Model, workdir: Path, name: str = "model") -> ModelInput:
     """The model's file in `workdir/inputs`, read-only, hash verified. Raises `ArtifactMissing`, `ArtifactCorrupt`."""
     assert model.sha256 is not None  # only a dataset is ever built in
-    path = _fetch(context, model.sha256, workdir / "inputs" / f"model.{model.format}")
+    path = _fetch(context, model.sha256, workdir / "inputs" / f"{name}.{model.format}")
     return ModelInput.model_validate(
         {"path": path, "sha256": model.sha256, "format": model.format, "options": model.options}
     )

@@ -120,6 +120,14 @@ def test_what_the_child_has(house: House, monkeypatch: pytest.MonkeyPatch) -> No
     assert seen["torch"] is False
 
 
+def test_the_weights_of_another_model_come_along(house: House) -> None:
+    job_id = house.job(do="look_round", weights=house.model("other weights", "pt2"))
+    run_job(house.context, job_id)
+    (seen,) = [event.body for event in house.events(job_id) if event.name == "import/seen"]
+    assert seen["inputs"] == {"model.onnx": "0o444", "weights.pt2": "0o444"}
+    assert house.read(job_id).state == "succeeded"
+
+
 @pytest.mark.parametrize(
     ("plan", "code"),
     [
