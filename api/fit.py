@@ -37,8 +37,9 @@ class _DatasetSummary(BaseModel):
 
 
 def summary_faults(
-    model: Mapping[str, Any] | None, dataset: Mapping[str, Any] | None, options: Mapping[str, Any], pointer: str
-) -> list[Fault]:
+    model: Mapping[str, Any] | None, dataset: Mapping[str, Any] | None, options: Mapping[str, Any], pointer: str, *,
+    new_head: bool = False,
+) -> list[Fault]:  # fmt: skip
     """What does not fit, with pointers below `pointer` (the dataset's place in the request) or at `/model`."""
     try:
         network = _ModelSummary.model_validate(model)
@@ -48,7 +49,7 @@ def summary_faults(
         return []  # a summary that says less (it is still being checked): the worker finds out
     faults = fit_faults(
         network.inputs, network.outputs, image_shape=images.image_shape, classes=len(images.classes),
-        options=preprocess,
+        options=preprocess, new_head=new_head,
     )  # fmt: skip
     return [
         fault if fault.pointer == "/model" else dataclasses.replace(fault, pointer=pointer + fault.pointer)

@@ -230,6 +230,7 @@ class Results(BaseModel):
         None, description="pruned / original; accuracy_drop = original - pruned"
     )
     target_met: bool | None = None
+    drop_in: bool | None = None
     requirements_met: bool | None = None
 
 

@@ -50,7 +50,8 @@ def check(
         pointer = f"/datasets/{position}"
         dataset = _subject(session, Dataset, owner, dataset_id, pointer, faults, waiting)
         if model is not None and dataset is not None:
-            faults += summary_faults(model.summary, dataset.summary, dataset.options, pointer)
+            new_head = plan.recipe is not None and plan.recipe.head == "replace"
+            faults += summary_faults(model.summary, dataset.summary, dataset.options, pointer, new_head=new_head)
     weights = _weights(session, owner, plan.recipe, faults, waiting)
     if model is not None and weights is not None:
         faults += weights_faults(model.summary, weights.summary, "/recipe/weights")

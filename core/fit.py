@@ -51,6 +51,7 @@ def fit_faults(
     image_shape: tuple[int, int, int],
     classes: int,
     options: Preprocess,
+    new_head: bool = False,
 ) -> list[Fault]:
     """What does not fit; empty where everything does.
 
@@ -58,6 +59,7 @@ def fit_faults(
         inputs, outputs: of the model, the batch first. The first output is the one that classifies, (batch, classes) or
             (batch, classes, 1, 1). A dynamic dimension fits anything.
         image_shape: (channels, height, width) of the images after resizing.
+        new_head: the model gets another classifier: how many classes it has now does not matter.
     """
     if len(inputs) != 1:
         names = ", ".join(spec.name for spec in inputs)
@@ -79,7 +81,7 @@ def fit_faults(
         target = [want if isinstance(want, int) else got for want, got in zip(sides, have, strict=True)]
         message = f"images are {have[0]}×{have[1]}, the model's input is {_text(shape)} ({options.layout})"
         faults.append(Fault("/preprocess/size", message, f"{target}, or another layout"))
-    return faults + _class_faults(classes, outputs)
+    return faults + _class_faults(None if new_head else classes, outputs)
 
 
 def per_channel_faults(options: Preprocess, channels: int) -> list[Fault]:
@@ -105,7 +107,7 @@ def _channel_fault(options: Preprocess, shape: Shape, wanted: int | str) -> Faul
     return Fault("/model", message, "1 (L) or 3 (RGB, BGR) channels")
 
 
-def _class_faults(classes: int, outputs: Sequence[Spec]) -> list[Fault]:
+def _class_faults(classes: int | None, outputs: Sequence[Spec]) -> list[Fault]:
     if not outputs:
         return [Fault("/model", "the model has no output", "an output with one number per class")]
     output = outputs[0]
@@ -113,7 +115,7 @@ def _class_faults(classes: int, outputs: Sequence[Spec]) -> list[Fault]:
         message = f"the output {output.name} is {_text(output.shape)}"
         return [Fault("/model", message, "one number per class: (batch, classes)")]
     wanted = output.shape[1]
-    if not isinstance(wanted, int) or wanted == classes:
+    if not isinstance(wanted, int) or classes is None or wanted == classes:
         return []
     message = f"the dataset has {classes} classes, the model's output {output.name} has {wanted}"
     if classes < wanted:

@@ -24,8 +24,9 @@ from safetensors.torch import save as save_safetensors
 from core.baseline import check_better_than_guessing
 from core.batch_size import inference_batch
 from core.batchnorm import with_batch_norm, without_batch_norm
-from core.beginning import begin
+from core.beginning import begin, new_head
 from core.comparison import (
+    changed_interface,
     control_results,
     doubted_controls,
     doubts,
@@ -54,6 +55,7 @@ from core.kept import PROOF_IMAGES, Keeper
 from core.measure.environment import environment
 from core.outcome import Done
 from core.progress import Progress
+from core.reference import KEY, Reference, images_per_class, measured
 from core.report import Check, Report
 from core.report_markdown import to_markdown
 from core.reproduction import described, fingerprint, reproduce
@@ -99,24 +101,29 @@ class _Job:
     def run(self) -> Report:
         self.out.mkdir(parents=True, exist_ok=True)
         state = State.open(self.workdir, fingerprint=fingerprint(self.inputs), emit=self.emit)
-        original, dataset = self._import()
+        uploaded, dataset = self._import()
+        original = uploaded
+        if self.recipe.head == "replace":
+            original, _ = new_head(uploaded, self.recipe, len(dataset.classes))
         counts = count(original)
         trainer = self._trainer(original, dataset, counts)
         self._plan(original, counts, dataset, trainer)
         images = _parity_images(original, dataset, "validation")
-        begun = begin(self.inputs, original, images, self.workdir, self.emit)
+        classes = len(dataset.classes)
+        begun = begin(self.inputs, uploaded, images, self.workdir, self.emit, classes=classes)
         self.checks += begun.checks
         self.warnings += begun.warnings
         start, inserted = self._insert(begun.network, dataset, trainer)
-        self._baseline(original, counts, dataset, trainer, state)
-        accuracy = state["baseline"]["validation"]
+        near_chance = self.recipe.allow_near_chance
+        reference = Reference(start, dataset, trainer, state=state, emit=self.emit, near_chance=near_chance)
+        self._baseline(original, dataset, trainer, state)
         images = images[:PROOF_IMAGES]
         done = run_steps(
             self.recipe.steps,
             start,
             dataset,
             original=counts,
-            accuracy=accuracy,
+            accuracy=state["baseline"]["validation"] if self.recipe.head == "keep" else reference,
             export=self.recipe.export,
             seed=self.recipe.seed,
             trainer=trainer,
@@ -125,7 +132,13 @@ class _Job:
             state=state,
             keep=Keeper(self.workdir, opset=self.recipe.export.opset, inserted=inserted, images=images, emit=self.emit),
         )
+        accuracy = state["baseline" if self.recipe.head == "keep" else KEY]["validation"]
+        if self.recipe.head == "replace":
+            original = reference.network
         self._controls(original, Ran(start, done, counts, accuracy), dataset, state)
+        if inserted is not None and self.recipe.head == "replace":
+            original, _, checks, _ = without_batch_norm(original, inserted, images)
+            self.checks += [check.model_copy(update={"name": f"{check.name}/original"}) for check in checks]
         if inserted is not None:
             self._fold(done, inserted, dataset)
         done.plan = [*begun.plan, *done.plan]
@@ -150,11 +163,12 @@ class _Job:
         self.progress.begin("import", "import")
         network = load(self.inputs.model)
         dataset = load_dataset(self.inputs.datasets[0])
-        dataset = check_fits(dataset, network.inputs, network.known_outputs())
+        replaced = self.recipe.head == "replace"
+        dataset = check_fits(dataset, network.inputs, network.known_outputs(), new_head=replaced)
         if network.input_shapes[0] != dataset.input_shape:
             # the upload leaves height or width open: counts and latency are those at the dataset's size
             network = Network(network.module, network.inputs, network.outputs, network.origin, (dataset.input_shape,))
-            dataset = check_fits(dataset, network.inputs, network.computed_outputs())
+            dataset = check_fits(dataset, network.inputs, network.computed_outputs(), new_head=replaced)
         network.grouped = grouped_cuts(network.module, self.recipe.export.grouped)
         to_onnx(network, opset=self.recipe.export.opset)  # an opset that cannot hold the network is refused at once
         if self.inputs.model.format == "onnx":
@@ -184,21 +198,15 @@ class _Job:
         self.progress.expect("export", seconds=files / 2 * EXPORT_SECONDS)
         self.progress.expect("measure", passes=files * scored, seconds=files / 2 * MEASURE_SECONDS)
 
-    def _baseline(self, original: Network, counts: Counts, dataset: Dataset, trainer: Trainer, state: State) -> None:
-        """The original on the dataset, through torch."""
+    def _baseline(self, original: Network, dataset: Dataset, trainer: Trainer, state: State) -> None:
+        """The original on the dataset, through torch. One with a new classifier is looked at once that is trained."""
         self.emit("baseline/start")
         self.progress.begin("baseline", "baseline")
-        if "baseline" not in state:
-            correct, accuracies = 0, {}
-            for split in ("validation", "test"):
-                score = trainer.evaluate(original, split, macs=counts.macs)
-                self.emit(f"baseline/{split}", accuracy=score.accuracy, loss=score.loss, images=score.images)
-                correct += round(score.accuracy * score.images)
-                accuracies[split] = score.accuracy
-            state.put(baseline={"correct": correct, **accuracies})
-        if not self.recipe.allow_near_chance and self.recipe.weights == "uploaded":
-            labels = torch.cat([dataset.splits["validation"].y, dataset.splits["test"].y])
-            check_better_than_guessing(state["baseline"]["correct"], torch.bincount(labels).tolist())
+        if self.recipe.head == "keep":
+            if "baseline" not in state:
+                state.put(baseline=measured(original, trainer, self.emit))
+            if not self.recipe.allow_near_chance and self.recipe.weights == "uploaded":
+                check_better_than_guessing(state["baseline"]["correct"], images_per_class(dataset))
         self.progress.end("baseline")
 
     def _insert(self, original: Network, dataset: Dataset, trainer: Trainer) -> tuple[Network, dict[str, Any] | None]:
@@ -261,9 +269,9 @@ class _Job:
         images = _parity_images(original, dataset, "test")
         files = {"original": self.workdir / "original.onnx", "pruned": self.out / "pruned.onnx"}
         opset = self.recipe.export.opset
-        if self.inputs.model.format == "onnx":
+        if self.inputs.model.format == "onnx" and self.recipe.head == "keep":
             files["original"] = self._original_file()
-        else:  # nothing that ONNX Runtime opens: the original is what we export of it
+        else:  # nothing that ONNX Runtime opens, or not what was uploaded: the original is what we export of it
             write_onnx(original, files["original"], opset=opset)
             check = check_parity(original, files["original"], images)
             self.checks.append(check.model_copy(update={"name": "parity/original"}))
@@ -319,6 +327,7 @@ class _Job:
         report = Report(
             variants=variants,
             ratios=found,
+            drop_in=not (not_drop_in := changed_interface(variants, self.recipe)),
             target_met=all(target.met for target in targets),
             targets=targets,
             requirements=requirements,
@@ -336,6 +345,7 @@ class _Job:
                 *dataset.warnings,
                 *done.warnings,
                 *self.warnings,
+                *not_drop_in,
                 *doubts(variants),
                 *doubted_controls([control.name for control in self.controls], right, dataset),
             ],

@@ -10,6 +10,7 @@ from __future__ import annotations
 import operator
 import re
 from collections.abc import Callable, Mapping
+from itertools import takewhile
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -235,6 +236,9 @@ class Recipe(Section):
         description="what the steps begin with. random: the upload's structure, to be trained by a step; mdl_…: the "
         "weights of another model of the same structure, such as a checkpoint that a step has kept",
     )
+    head: Literal["keep", "replace"] = Field(
+        "keep", description="replace: a new classifier for the dataset's classes, to be trained by a step"
+    )
     batchnorm: Literal["keep", "insert"] = Field(
         "keep", description="insert: behind every layer that has none while the steps run, folded away at the end"
     )
@@ -281,6 +285,25 @@ class Recipe(Section):
         if kept > MAX_CHECKPOINTS:
             raise ValueError(
                 f"checkpoint_every asks for {kept} files; at most {MAX_CHECKPOINTS} are kept: a larger checkpoint_every"
+            )
+        return value
+
+    @field_validator("steps")
+    @classmethod
+    def _new_head_is_trained(cls, value: tuple[Step, ...], info: ValidationInfo) -> tuple[Step, ...]:
+        if info.data.get("head") != "replace" or "training" not in info.data:
+            return value
+        leading = list(takewhile(lambda step: isinstance(step, Train), value))
+        trainings = [step.trainings(info.data["training"])[0] for step in leading]
+        settings = [training for training, epochs in trainings if epochs]
+        if not settings:
+            raise ValueError("head: replace needs a train step in front of pruning: a new classifier knows nothing")
+        if all(training.freeze == "classifier" for training in settings):
+            raise ValueError("head: replace needs a train step without freeze: classifier, which leaves it as drawn")
+        if any(training.distill is not None and training.distill.weight for training in settings):
+            raise ValueError(
+                "with head: replace there is no original to distill from until a train step has made it: distill goes "
+                "into the fine_tune of a later step, distill: {weight: 0} into the train step"
             )
         return value
 

@@ -177,6 +177,9 @@ class Report(_Record):
     ratios: dict[str, float] = Field(
         description="pruned / original; accuracy_drop = original - pruned, on test; none of what cannot be measured"
     )
+    drop_in: bool = Field(
+        default=True, description="takes the place of the upload: the same opset, names, types and dimensions"
+    )
     target_met: bool
     targets: list[TargetResult]
     requirements: list[RequirementResult]

@@ -78,6 +78,7 @@ def _verdict(report: Report) -> str:
         f"{params} of the parameters and {macs} of the MACs remain; "
         f"the latency is {ratios['latency_ratio']:.2f} of the original's; "
         f"test accuracy {pruned.test.accuracy:.2%}, {change}. {target} {required}"
+        f"{'' if report.drop_in else ' **The file is no drop-in replacement of the upload.**'}"
     )
 
 

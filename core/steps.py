@@ -63,7 +63,7 @@ def run_steps(
     dataset: Dataset,
     *,
     original: Counts,
-    accuracy: float,
+    accuracy: float | Callable[[Network], float],
     export: Export,
     seed: int,
     trainer: TrainerPort,
@@ -77,7 +77,9 @@ def run_steps(
     """What `steps` make of `network`, each from where an earlier attempt left it in `state`.
 
     Args:
-        original: counts of the original, the unit of targets; accuracy: its validation accuracy, 0-1.
+        original: counts of the original, the unit of targets.
+        accuracy: its validation accuracy, 0-1, or what tells it of the network in front of the first step that removes
+            something (or behind all steps).
         like: for the control `random`: of each step and round, how many units of which group go.
         keep: what is done with the checkpoints that a step is told to keep.
         prefix: of the parts of the progress and, as `emit` and `trainer` put it in front already, of the events.
@@ -88,6 +90,7 @@ def run_steps(
     for index, step in enumerate(steps[done.steps :], start=done.steps):
         part = f"{prefix}step/{index}"
         progress.begin(prefix.partition("/")[0] or "prune", part)
+        lost_from = 0.0 if isinstance(step, Train) else accuracy(done.network) if callable(accuracy) else accuracy
         outcome = METHODS[step.method](
             done.network,
             dataset,
@@ -98,7 +101,7 @@ def run_steps(
             **given(
                 step,
                 original=original,
-                accuracy=accuracy,
+                accuracy=lost_from,
                 export=export,
                 seed=derived_seed(seed, f"{prefix}step/{index}"),
                 like=None if like is None else like[index],
@@ -109,4 +112,6 @@ def run_steps(
         state.drop("method")
         state.save(**done.values())
         progress.end(part)
+    if callable(accuracy):
+        accuracy(done.network)
     return done

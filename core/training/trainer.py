@@ -204,6 +204,10 @@ class Trainer:
         used = {"epochs_kept": kept["epoch"], "epoch_params_kept": kept["epoch"] * counts.params}
         return FitResult(fit.epochs, score, kept["epoch"], fit.cost.model_copy(update=used))
 
+    def teach(self, network: Network) -> None:
+        """From now on `distill` is about the answers of `network`; a copy of it is made."""
+        self._original, self._teacher = network.clone(), None
+
     def evaluate(self, network: Network, split: SplitName, *, macs: int | None = None) -> Score:
         """Accuracy and loss on a split, in eval mode, without gradients, on the logits.
 

@@ -170,6 +170,20 @@ def test_weights_of_another_network_are_refused_at_once(api: Api) -> None:
     api.job(model=model, recipe={**RECIPE, "weights": model})
 
 
+def test_a_new_classifier_is_for_any_number_of_classes(api: Api) -> None:
+    model = api.model(b"of a thousand", ready=False)
+    api.check(model, summary=MODEL_SUMMARY | {"outputs": [{"name": "y", "shape": ["n", 1000]}]})
+    train = {"method": "train", "epochs": 1}
+    recipe = {"head": "replace", "steps": [train, *RECIPE["steps"]]}
+    assert pointers(problem(api.submit(model=model), 422, "request_invalid")) == {"/datasets/0/preprocess/class_order"}
+    api.job(model=model, recipe=recipe)
+    maps = api.model(b"of maps", ready=False)
+    api.check(maps, summary=MODEL_SUMMARY | {"outputs": [{"name": "y", "shape": ["n", 3, 8, 8]}]})
+    assert pointers(problem(api.submit(model=maps, recipe=recipe), 422, "request_invalid")) == {"/model"}
+    answer = api.submit(model=model, recipe={**recipe, "steps": RECIPE["steps"]})
+    assert pointers(problem(answer, 422, "recipe_invalid")) == {"/recipe/steps"}
+
+
 def test_the_input_must_be_ready(api: Api) -> None:
     model = api.model(b"unchecked", ready=False)
     answer = api.submit(model=model)
