@@ -14,12 +14,17 @@ from pydantic import BaseModel, ValidationError
 from core.errors import Fault
 from core.fit import fit_faults
 from core.job import Preprocess
-from core.recipe import TaskName
+from core.task_settings import TaskName
 
 
 class _Tensor(BaseModel):
     name: str
     shape: list[int | str]
+
+
+class _Structure(BaseModel):
+    layers: int
+    filters: int
 
 
 class _ModelSummary(BaseModel):
@@ -39,6 +44,7 @@ def summary_faults(
     pointer: str,
     *,
     task: TaskName,
+    new_head: bool = False,
 ) -> list[Fault]:
     """What does not fit, with pointers below `pointer` (the dataset's place in the request) or at `/model`."""
     try:
@@ -49,9 +55,23 @@ def summary_faults(
         return []  # a summary that says less (it is still being checked): the worker finds out
     faults = fit_faults(
         network.inputs, network.outputs, image_shape=images.image_shape, classes=len(images.classes),
-        options=preprocess, task=task,
+        options=preprocess, task=task, new_head=new_head,
     )  # fmt: skip
     return [
         fault if fault.pointer == "/model" else dataclasses.replace(fault, pointer=pointer + fault.pointer)
         for fault in faults
     ]
+
+
+def weights_faults(model: Mapping[str, Any] | None, other: Mapping[str, Any] | None, pointer: str) -> list[Fault]:
+    """What tells, of two models' summaries, that they are not the same network. The worker compares the graphs."""
+    try:
+        ours, theirs = _Structure.model_validate(model), _Structure.model_validate(other)
+    except ValidationError:
+        return []
+    return [
+        Fault(pointer, f"it has {getattr(theirs, name):,} {name}, the job's model {getattr(ours, name):,}",
+              "a model of the same structure")
+        for name in ("layers", "filters")
+        if getattr(ours, name) != getattr(theirs, name)
+    ]  # fmt: skip

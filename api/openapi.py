@@ -8,11 +8,11 @@ from typing import Any
 from fastapi import FastAPI
 from pydantic import BaseModel
 
-from api.schemas import DatasetRequest, JobRequest, ProblemOut, RecipeRequest
+from api.schemas import DatasetRequest, JobRequest, ModelRequest, ProblemOut, RecipeRequest
 from core.job import ARCHITECTURE, ARCHITECTURES_TOLD
 
 _REF = "#/components/schemas/{model}"
-_BODIES: tuple[type[BaseModel], ...] = (JobRequest, DatasetRequest, RecipeRequest, ProblemOut)
+_BODIES: tuple[type[BaseModel], ...] = (JobRequest, ModelRequest, DatasetRequest, RecipeRequest, ProblemOut)
 _BINARY = {"type": "string", "format": "binary"}
 _NAME = {
     "name": "filename", "in": "query", "required": False, "schema": {"type": "string", "maxLength": 255},
@@ -55,7 +55,11 @@ _DATASET_FIELDS = {
 MODEL_UPLOAD = {
     "parameters": _query(_MODEL_FIELDS),
     "requestBody": _body(
-        {"multipart/form-data": _multipart(_MODEL_FIELDS), "application/octet-stream": {"schema": _BINARY}}
+        {
+            "multipart/form-data": _multipart(_MODEL_FIELDS),
+            "application/json": {"schema": {"$ref": _REF.format(model="ModelRequest")}},
+            "application/octet-stream": {"schema": _BINARY},
+        }
     ),
 }
 DATASET_UPLOAD = {

@@ -21,7 +21,8 @@ from pydantic import (
 )
 
 from core.job import Columns, DatasetFormat, Preprocess, Splits
-from core.recipe import Recipe, Requirements
+from core.recipe import Recipe
+from core.requirements import Requirements
 from core.sections import Items
 from store.records import Artifact, Attempt, Dataset, Event, Job, JobState, Model, UploadState
 from store.sources import MAX_URI, SCHEMES
@@ -57,6 +58,19 @@ class DatasetRequest(_In):
     preprocess: Preprocess = Preprocess()
     splits: Splits = Splits()
     columns: Columns = Columns()
+
+
+class ArtifactOfJob(_In):
+    """A file that a job left."""
+
+    job: str = Field(description="id of the job", examples=["job_…"])
+    name: str = Field(description="of one of its artifacts that is a model", examples=["pruned.onnx"])
+
+
+class ModelRequest(_In):
+    """A model that a job has made: its result, or a checkpoint that a `train` step kept. Others are uploaded."""
+
+    artifact: ArtifactOfJob
 
 
 class RecipeRequest(_In):
@@ -236,6 +250,7 @@ class Results(BaseModel):
         None, description="pruned / original; accuracy_drop = original - pruned"
     )
     target_met: bool | None = None
+    drop_in: bool | None = None
     requirements_met: bool | None = None
 
 

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from api.bodies import validate
 from api.errors import Refused
-from api.fit import summary_faults
+from api.fit import summary_faults, weights_faults
 from api.recipe_files import RecipeFiles
 from api.schemas import DEVICE, JobRequest, RecipeRequest
 from core.errors import Fault, RecipeInvalid
@@ -51,21 +51,27 @@ def check(
         pointer = f"/datasets/{position}"
         dataset = _subject(session, Dataset, owner, dataset_id, pointer, faults, waiting)
         if model is not None and dataset is not None:
-            task = plan.recipe.task if plan.recipe is not None else "classification"
-            faults += summary_faults(model.summary, dataset.summary, dataset.options, pointer, task=task)
-    _refuse(faults)
-    if waiting:
-        raise Refused("input_not_ready", f"still being checked: {', '.join(waiting)}; try again soon")
+            faults += summary_faults(
+                model.summary, dataset.summary, dataset.options, pointer,
+                task="classification" if plan.recipe is None else plan.recipe.task,
+                new_head=plan.recipe is not None and plan.recipe.head == "replace",
+            )  # fmt: skip
+    weights = _weights(session, owner, plan.recipe, faults, waiting)
+    if model is not None and weights is not None:
+        faults += weights_faults(model.summary, weights.summary, "/recipe/weights")
+    _refuse(faults, waiting)
     return plan.sound()
 
 
-def check_recipe(document: Any, recipes: RecipeFiles, devices: Sequence[str]) -> Recipe:
+def check_recipe(session: Session, owner: str, document: Any, recipes: RecipeFiles, devices: Sequence[str]) -> Recipe:
     """The recipe that `document` (parsed JSON, a `RecipeRequest`) names or holds, with its defaults.
 
-    Raises `Refused` as `check` does, for what can be known without a model and a dataset.
+    Raises `Refused` as `check` does, for what can be known without the model and the dataset.
     """
     plan, faults = _plan(RecipeRequest, document, recipes, devices)
-    _refuse(faults)
+    waiting: list[str] = []
+    _weights(session, owner, plan.recipe, faults, waiting)
+    _refuse(faults, waiting)
     return plan.sound().recipe
 
 
@@ -104,7 +110,18 @@ def _plan(
     return _Plan(request, recipe, recipe_name, queue), faults + found
 
 
-def _refuse(faults: list[Fault]) -> None:
+def _weights(
+    session: Session, owner: str, recipe: Recipe | None, faults: list[Fault], waiting: list[str]
+) -> Model | None:
+    """The model whose weights the recipe begins with, if it names one that is ready."""
+    if recipe is None or recipe.weights_model is None:
+        return None
+    return _subject(session, Model, owner, recipe.weights_model, "/recipe/weights", faults, waiting)
+
+
+def _refuse(faults: list[Fault], waiting: list[str]) -> None:
+    if not faults and waiting:
+        raise Refused("input_not_ready", f"still being checked: {', '.join(waiting)}; try again soon")
     if not faults:
         return
     of_recipe = all(_in_recipe(fault) for fault in faults)

@@ -24,8 +24,10 @@ from core.measure.latency import measure_latency
 from core.measure.layers import layer_milliseconds
 from core.measure.memory import MemoryNotMeasured, measure_memory
 from core.measure.sessions import execution_providers
-from core.recipe import COMPARISONS, MEASURES, Requirements
+from core.recipe import Recipe
 from core.report import Confusion, ControlResult, Latency, Layer, Memory, RequirementResult, SplitScore, Variant
+from core.requirements import COMPARISONS, Requirements
+from core.task_settings import MEASURES
 from core.tasks.classification import Classification, confusion
 from core.tasks.task import Figures, OutputKind, Task
 
@@ -246,12 +248,23 @@ def layer_table(files: Mapping[str, Path], networks: Mapping[str, Network], data
     ]
 
 
-def doubts(variants: Mapping[str, Variant]) -> list[str]:
-    """What a reader of the measurements should know."""
+def changed_interface(variants: Mapping[str, Variant], recipe: Recipe) -> list[str]:
+    """Why the file does not take the place of the upload; nothing where it does."""
     found = []
+    if recipe.head == "replace":
+        found.append(
+            "head: replace: the file is no drop-in replacement of the upload, its output has the dataset's classes in "
+            "their order; `original` is the network with the new classifier as the train steps before pruning left it"
+        )
     uploaded, exported = variants["original"].opset, variants["pruned"].opset
     if uploaded != exported:
         found.append(f"exported as opset {exported}, uploaded as {uploaded}: not drop-in")
+    return found
+
+
+def doubts(variants: Mapping[str, Variant]) -> list[str]:
+    """What a reader of the measurements should know."""
+    found = []
     for index, latency in enumerate(variants["original"].latency):
         setting = f"{latency.device}, batch {latency.batch_size}, {latency.threads} thread(s)"
         pruned = variants["pruned"].latency[index]

@@ -1,8 +1,8 @@
 """How core says what it does: `emit(name, **body)`. Torch-free.
 
 Names are hierarchical (`prune/step/0/round/3`, `fine_tune/0/epoch/14`). The first part is the stage, one of `STAGES`;
-`progress` and `checkpoint` are read by the worker too. Bodies are JSON; a float that JSON cannot hold is encoded
-explicitly by `jsonable`.
+`progress`, `checkpoint` and `artifact` (a file in `out/` that is complete) are read by the worker too. Bodies are JSON;
+a float that JSON cannot hold is encoded explicitly by `jsonable`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 STAGES = ("import", "baseline", "prune", "fine_tune", "export", "measure")
-READ_BY_WORKER = ("progress", "checkpoint")
+READ_BY_WORKER = ("progress", "checkpoint", "artifact")
 
 
 class Emit(Protocol):

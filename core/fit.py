@@ -11,7 +11,7 @@ from typing import Literal, Protocol
 
 from core.errors import Fault
 from core.job import Preprocess
-from core.recipe import TaskName
+from core.task_settings import TaskName
 
 Channels = Literal["RGB", "BGR", "L"]
 Shape = Sequence[int | str]
@@ -55,6 +55,7 @@ def fit_faults(
     classes: int,
     options: Preprocess,
     task: TaskName = "classification",
+    new_head: bool = False,
 ) -> list[Fault]:
     """What does not fit; empty where everything does.
 
@@ -63,6 +64,7 @@ def fit_faults(
             (batch, classes, 1, 1), or in reconstruction the image, of the input's shape; in imitation outputs may be
             anything. A dynamic dimension fits anything.
         image_shape: (channels, height, width) of the images after resizing.
+        new_head: the model gets another classifier: how many classes it has now does not matter.
     """
     if len(inputs) != 1:
         names = ", ".join(spec.name for spec in inputs)
@@ -88,7 +90,7 @@ def fit_faults(
         return faults
     if task == "reconstruction":
         return faults + _image_faults(shape, outputs, have)
-    return faults + _class_faults(classes, outputs)
+    return faults + _label_faults(classes) + _class_faults(None if new_head else classes, outputs)
 
 
 def per_channel_faults(options: Preprocess, channels: int) -> list[Fault]:
@@ -130,10 +132,14 @@ def _image_faults(shape: Shape, outputs: Sequence[Spec], sides: Sequence[int]) -
     return faults
 
 
-def _class_faults(classes: int, outputs: Sequence[Spec]) -> list[Fault]:
-    if not classes:
-        message = "the dataset has no labels"
-        return [Fault("", message, "a folder of images for each class, or a recipe with task: imitation")]
+def _label_faults(classes: int) -> list[Fault]:
+    if classes:
+        return []
+    expected = "a folder of images for each class, or a recipe with task: imitation"
+    return [Fault("", "the dataset has no labels", expected)]
+
+
+def _class_faults(classes: int | None, outputs: Sequence[Spec]) -> list[Fault]:
     if not outputs:
         return [Fault("/model", "the model has no output", "an output with one number per class")]
     output = outputs[0]
@@ -141,7 +147,7 @@ def _class_faults(classes: int, outputs: Sequence[Spec]) -> list[Fault]:
         message = f"the output {output.name} is {_text(output.shape)}"
         return [Fault("/model", message, "one number per class: (batch, classes)")]
     wanted = output.shape[1]
-    if not isinstance(wanted, int) or wanted == classes:
+    if not isinstance(wanted, int) or classes is None or wanted == classes:
         return []
     message = f"the dataset has {classes} classes, the model's output {output.name} has {wanted}"
     if classes < wanted:

@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, model_validator
 
-from core.recipe import Recipe, Requirements
+from core.recipe import Recipe
+from core.requirements import Requirements
 from core.sections import Items
 
 
@@ -158,12 +159,20 @@ class DatasetCheck(_Record):
 
 
 class JobInputs(_Record):
-    """All that `core.pipeline.run` needs. `requirements` are the job's own; they override the recipe's by field."""
+    """All that `core.pipeline.run` needs. `requirements` are the job's own; they override the recipe's by field.
+    `weights`: the model that the recipe's `weights` names, where it names one."""
 
     model: ModelInput
+    weights: ModelInput | None = None
     datasets: Items[DatasetInput] = Field(min_length=1, max_length=1)
     recipe: Recipe
     requirements: Requirements = Requirements()
     device: str = Field("cpu", pattern=r"^(cpu|cuda:\d+)$")
     room: Room = Room()
     threads: int | None = Field(None, ge=1, description="torch threads; None = all cores")
+
+    @model_validator(mode="after")
+    def _weights_are_there(self) -> JobInputs:
+        if (self.recipe.weights_model is None) != (self.weights is None):
+            raise ValueError("weights is given where the recipe's weights names a model, and only there")
+        return self

@@ -7,7 +7,7 @@ from typing import Any
 
 from core.graph.network import Network
 from core.graph.plans import replay
-from core.report import Check, Cost, FrontPoint, LatencyRatio
+from core.report import Check, Cost, FrontPoint, KeptCheckpoint, LatencyRatio
 from core.state import State
 from core.training.port import add_costs
 
@@ -19,7 +19,8 @@ class Outcome:
     `front`: every network visited. `checks`: the proof of each cut. `cost`: of all training in the step.
     `skipped`: why nothing was to be done (the target held already); then the plan is empty. `warnings`: what a reader
     of the report should know. `accuracy`: of what is left, on validation. `removed`: of each round, how many units of
-    which group; `random` removes as many. `latency`: of what is left, where the target asks for it.
+    which group; `random` removes as many. `latency`: of what is left, where the target asks for it. `checkpoints`:
+    files that were kept.
     """
 
     network: Network
@@ -32,6 +33,7 @@ class Outcome:
     accuracy: float | None = None
     removed: list[dict[str, int]] = field(default_factory=list)
     latency: LatencyRatio | None = None
+    checkpoints: list[KeptCheckpoint] = field(default_factory=list)
 
 
 @dataclass
@@ -49,6 +51,7 @@ class Done:
     accuracies: list[float | None] = field(default_factory=list)
     removed: list[list[dict[str, int]]] = field(default_factory=list)
     latencies: list[LatencyRatio | None] = field(default_factory=list)
+    checkpoints: list[KeptCheckpoint] = field(default_factory=list)
 
     @classmethod
     def of(cls, state: State, original: Network) -> Done:
@@ -68,6 +71,7 @@ class Done:
             accuracies=list(state["accuracies"]),
             removed=list(state["removed"]),
             latencies=[None if item is None else LatencyRatio(**item) for item in state["latencies"]],
+            checkpoints=[KeptCheckpoint(**kept) for kept in state["checkpoints"]],
         )
 
     def add(self, outcome: Outcome) -> None:
@@ -80,6 +84,7 @@ class Done:
         self.accuracies.append(outcome.accuracy)
         self.removed.append(outcome.removed)
         self.latencies.append(outcome.latency)
+        self.checkpoints += outcome.checkpoints
         self.plan += outcome.plan
         self.front += outcome.front
         self.checks += outcome.checks
@@ -97,5 +102,6 @@ class Done:
             "accuracies": self.accuracies,
             "removed": self.removed,
             "latencies": [None if item is None else item.model_dump() for item in self.latencies],
+            "checkpoints": [kept.model_dump() for kept in self.checkpoints],
             "weights": self.network.state_dict(),
         }

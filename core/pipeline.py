@@ -23,7 +23,9 @@ from safetensors.torch import save as save_safetensors
 
 from core.batch_size import inference_batch
 from core.batchnorm import with_batch_norm, without_batch_norm
+from core.beginning import begin, new_head
 from core.comparison import (
+    changed_interface,
     confusions,
     control_results,
     doubted_controls,
@@ -35,33 +37,32 @@ from core.comparison import (
     sample_inputs,
 )
 from core.controls import Control, Failed, Ran, Surroundings, expected, run_controls
-from core.data.datasets import Dataset, load_dataset
-from core.data.fit import check_fits
+from core.data.datasets import Dataset
 from core.data.source import SplitName
 from core.devices import require_device, require_precision, torch_settings
 from core.errors import BillhookError, ExactnessFailed, ParityFailed
 from core.events import Emit, jsonable
 from core.exports import Exports
 from core.graph.counts import COUNTED, NOT_COUNTED, Counts, count
-from core.graph.export import check_parity, to_onnx, write_onnx
+from core.graph.export import check_parity, write_onnx
 from core.graph.external_data import unpack
 from core.graph.groups import channel_groups
-from core.graph.importers import load
-from core.graph.initialise import reinitialised
-from core.graph.network import Network, grouped_cuts
+from core.graph.network import Network
+from core.importing import read_inputs
 from core.inspection import tensor_json
 from core.job import JobInputs
+from core.kept import PROOF_IMAGES, Keeper
 from core.measure.environment import environment
 from core.outcome import Done
 from core.progress import Progress
+from core.reference import KEY, Reference, measured
 from core.report import Check, Report
 from core.report_markdown import to_markdown
 from core.reproduction import described, fingerprint, reproduce
 from core.state import State, write_atomically
 from core.steps import planned, run_steps
 from core.targets import latency_doubts, target_results
-from core.tasks import Task, joined, task_of
-from core.training.seeds import derived_seed
+from core.tasks import Task, task_of
 from core.training.trainer import Trainer
 
 PARITY_IMAGES = 32
@@ -103,7 +104,10 @@ class _Job:
     def run(self) -> Report:
         self.out.mkdir(parents=True, exist_ok=True)
         state = State.open(self.workdir, fingerprint=fingerprint(self.inputs), emit=self.emit)
-        original, dataset = self._import()
+        uploaded, dataset = self._import()
+        original = uploaded
+        if self.recipe.head == "replace":
+            original, _ = new_head(uploaded, self.recipe, len(dataset.classes))
         counts = count(original)
         task = task_of(self.recipe, original, dataset, self.device)
         trainer = self._trainer(task, dataset, counts)
@@ -116,16 +120,22 @@ class _Job:
             measured=self.progress.tick,
         )
         self._plan(original, counts, dataset, trainer)
-        start, begun = self._begin(original)
-        start, inserted = self._insert(start, dataset, trainer)
-        self._baseline(original, counts, dataset, trainer, state)
-        accuracy = state["baseline"]["validation"]
+        images = _parity_images(original, dataset, "validation")
+        classes = len(dataset.classes)
+        begun = begin(self.inputs, uploaded, images, self.workdir, self.emit, classes=classes)
+        self.checks += begun.checks
+        self.warnings += begun.warnings
+        start, inserted = self._insert(begun.network, dataset, trainer)
+        near_chance = self.recipe.allow_near_chance
+        reference = Reference(start, trainer, state=state, emit=self.emit, near_chance=near_chance)
+        self._baseline(original, dataset, trainer, state)
+        images = images[:PROOF_IMAGES]
         done = run_steps(
             self.recipe.steps,
             start,
             dataset,
             original=counts,
-            accuracy=accuracy,
+            accuracy=state["baseline"]["validation"] if self.recipe.head == "keep" else reference,
             export=self.recipe.export,
             exports=self.exports,
             seed=self.recipe.seed,
@@ -134,12 +144,19 @@ class _Job:
             emit=self.emit,
             state=state,
             epochs_budget=self.recipe.epochs_budget,
+            keep=Keeper(self.workdir, opset=self.recipe.export.opset, inserted=inserted, images=images, emit=self.emit),
         )
         self.warnings += trainer.warnings
+        accuracy = state["baseline" if self.recipe.head == "keep" else KEY]["validation"]
+        if self.recipe.head == "replace":
+            original = reference.network
         self._controls(task, Ran(start, done, counts, accuracy), dataset, state)
+        if inserted is not None and self.recipe.head == "replace":
+            original, _, checks, _ = without_batch_norm(original, inserted, images)
+            self.checks += [check.model_copy(update={"name": f"{check.name}/original"}) for check in checks]
         if inserted is not None:
             self._fold(done, inserted, dataset)
-        done.plan = [*begun, *done.plan]
+        done.plan = [*begun.plan, *done.plan]
         files = self._export(original, done, dataset)
         return self._measure(task, files, original, accuracy, done, dataset)
 
@@ -159,15 +176,7 @@ class _Job:
     def _import(self) -> tuple[Network, Dataset]:
         self.emit("import/start", model=self.inputs.model.sha256, dataset=self.inputs.datasets[0].sha256)
         self.progress.begin("import", "import")
-        network = load(self.inputs.model)
-        dataset = load_dataset(self.inputs.datasets[0], self.inputs.room, self.workdir / "images")
-        dataset = check_fits(dataset, network.inputs, network.known_outputs(), self.recipe.task)
-        if network.input_shapes[0] != dataset.input_shape:
-            # the upload leaves height or width open: counts and latency are those at the dataset's size
-            network = Network(network.module, network.inputs, network.outputs, network.origin, (dataset.input_shape,))
-            dataset = check_fits(dataset, network.inputs, network.computed_outputs(), self.recipe.task)
-        network.grouped = grouped_cuts(network.module, self.recipe.export.grouped)
-        to_onnx(network, opset=self.recipe.export.opset)  # an opset that cannot hold the network is refused at once
+        network, dataset = read_inputs(self.inputs, self.workdir / "images")
         if self.inputs.model.format == "onnx":
             # that ONNX Runtime and we read the same network out of the file, before anything is built on it
             images = _parity_images(network, dataset, "validation")
@@ -195,29 +204,16 @@ class _Job:
         self.progress.expect("export", seconds=files / 2 * EXPORT_SECONDS)
         self.progress.expect("measure", passes=files * scored, seconds=files / 2 * MEASURE_SECONDS)
 
-    def _baseline(self, original: Network, counts: Counts, dataset: Dataset, trainer: Trainer, state: State) -> None:
-        """The original on the dataset, through torch."""
+    def _baseline(self, original: Network, dataset: Dataset, trainer: Trainer, state: State) -> None:
+        """The original on the dataset, through torch. One with a new classifier is looked at once that is trained."""
         self.emit("baseline/start")
         self.progress.begin("baseline", "baseline")
-        if "baseline" not in state:
-            figures = [trainer.figures(original, split, macs=counts.macs) for split in BASELINE_SPLITS]
+        if self.recipe.head == "keep" and "baseline" not in state:
+            found, figures = measured(original, trainer, self.emit)
             if not self.recipe.allow_near_chance and self.recipe.weights == "uploaded":
-                trainer.task.check_original(joined(figures))
-            scores = dict(zip(BASELINE_SPLITS, map(trainer.task.score, figures), strict=True))
-            for split, score in scores.items():
-                self.emit(f"baseline/{split}", accuracy=score.accuracy, loss=score.loss, images=score.images,
-                          **({"measures": dict(score.measures)} if score.measures else {}))  # fmt: skip
-            state.put(baseline={split: score.accuracy for split, score in scores.items()})
+                trainer.task.check_original(figures)
+            state.put(baseline=found)
         self.progress.end("baseline")
-
-    def _begin(self, original: Network) -> tuple[Network, list[dict[str, Any]]]:
-        """The network with the weights that the recipe wants, and the plan entries for that."""
-        if self.recipe.weights == "uploaded":
-            return original, []
-        network, entry, kept = reinitialised(original, seed=derived_seed(self.recipe.seed, "weights"))
-        if kept:
-            self.warnings.append(f"parameters of no layer keep their values, weights: random or not: {', '.join(kept)}")
-        return network, [entry]
 
     def _insert(self, original: Network, dataset: Dataset, trainer: Trainer) -> tuple[Network, dict[str, Any] | None]:
         """What the steps begin with: the original, with BatchNorms and their plan entry where the recipe wants them. A
@@ -280,9 +276,9 @@ class _Job:
         images = _parity_images(original, dataset, "test")
         files = {"original": self.workdir / "original.onnx", "pruned": self.out / "pruned.onnx"}
         opset = self.recipe.export.opset
-        if self.inputs.model.format == "onnx":
+        if self.inputs.model.format == "onnx" and self.recipe.head == "keep":
             files["original"] = self._original_file()
-        else:  # nothing that ONNX Runtime opens: the original is what we export of it
+        else:  # nothing that ONNX Runtime opens, or not what was uploaded: the original is what we export of it
             write_onnx(original, files["original"], opset=opset)
             check = check_parity(original, files["original"], images)
             self.checks.append(check.model_copy(update={"name": "parity/original"}))
@@ -340,6 +336,7 @@ class _Job:
         report = Report(
             variants=variants,
             ratios=found,
+            drop_in=not (not_drop_in := changed_interface(variants, self.recipe)),
             target_met=all(target.met for target in targets),
             targets=targets,
             requirements=requirements,
@@ -349,6 +346,7 @@ class _Job:
             frozen=channel_groups(original).frozen,
             front=done.front,
             cost=done.cost,
+            checkpoints=done.checkpoints,
             controls=control_results(self.controls, seen, task),
             confusion=confusions(seen, dataset, task),
             macs_counted=COUNTED,
@@ -357,6 +355,7 @@ class _Job:
                 *dataset.warnings,
                 *done.warnings,
                 *self.warnings,
+                *not_drop_in,
                 *doubts(variants),
                 *latency_doubts(targets, found["latency_ratio"]),
                 *doubted_controls([control.name for control in self.controls], seen, task),

@@ -7,19 +7,29 @@ document are reported together, each with a JSON pointer and what would be right
 
 from __future__ import annotations
 
-import operator
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
+from itertools import takewhile
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BeforeValidator,
+    Discriminator,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from core.baselines import AnyBaseline, Baseline
 from core.documents import DocumentInvalid, load_yaml
 from core.errors import Fault, RecipeInvalid
 from core.faults import faults_of, given
+from core.requirements import Requirements
 from core.schedule_settings import Milestones
 from core.sections import Epochs, Items, Section, Share
+from core.task_settings import MEASURES, Reconstruct, TaskName, task_faults
 from core.training_settings import FineTune, Overrides, Training
 
 # --- steps -----------------------------------------------------------------------------------------------------------
@@ -110,15 +120,35 @@ class FilterNorm(Section):
         return [(defaults, self.every_epochs), *low, (fine_tune, self.fine_tune.epochs)]
 
 
+MAX_CHECKPOINTS = 200
+"""Files that `checkpoint_every` may leave, of all steps together."""
+
+
 class Train(Overrides):
     """Training without removing anything. Fields left out are those of the recipe's `training`."""
 
     method: Literal["train"]
     epochs: Epochs
+    checkpoint_every: Annotated[int, Field(ge=1, le=10_000)] | None = Field(
+        None, description="keeps the network after every so many epochs, and after the last, as a file of the job"
+    )
+
+    @field_validator("checkpoint_every")
+    @classmethod
+    def _comes(cls, value: int | None, info: ValidationInfo) -> int | None:
+        epochs = info.data.get("epochs")
+        if value is not None and epochs is not None and value > epochs:
+            raise ValueError(f"{value} epochs are never done: the step has {epochs}")
+        return value
+
+    @property
+    def checkpoints(self) -> int:
+        """How many it keeps at most."""
+        return -(-self.epochs // self.checkpoint_every) if self.checkpoint_every else 0
 
     def at_random(self) -> Train:
-        """Itself: it removes nothing."""
-        return self
+        """Itself, since it removes nothing; its checkpoints are kept once."""
+        return self.model_copy(update={"checkpoint_every": None})
 
     def trainings(self, defaults: Training) -> list[tuple[Training, int]]:
         """See `FilterNorm.trainings`."""
@@ -143,99 +173,18 @@ class Export(Section):
     external_data_bytes: int | None = Field(None, ge=1_024, le=2**31 - 1)
 
 
-# --- requirements ----------------------------------------------------------------------------------------------------
+# --- what the steps begin with ---------------------------------------------------------------------------------------
 
-_REQUIREMENT = re.compile(r"^\s*(<=|>=|<|>)\s*([0-9]*\.?[0-9]+(?:[eE][-+]?[0-9]+)?)\s*$")
-COMPARISONS: Mapping[str, Callable[[float, float], bool]] = {
-    "<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.gt,
-}  # fmt: skip
-Requirement = Annotated[
-    str,
-    Field(pattern=_REQUIREMENT.pattern, description='a comparison and a number, as "<= 0.01"', examples=["<= 0.01"]),
-]
+MODEL_ID = r"^mdl_[0-9a-z]{1,36}$"
 
 
-class Requirements(Section):
-    """What a pipeline insists on: a comparison and a number, e.g. `<= 0.01`. Evaluated into the report.
-
-    `accuracy` is the pruned file's test accuracy (0-1) and `accuracy_drop` the original's minus it; `top_5`
-    (classification of more than five classes), `ssim` and `l1` (reconstruction), `relative_error` and `cosine`
-    (imitation) are the pruned file's on test; the ratios are pruned over original; `latency_ratio` is of medians on the
-    CPU, batch 1, one thread.
-    """
-
-    accuracy: Requirement | None = None
-    accuracy_drop: Requirement | None = None
-    top_5: Requirement | None = None
-    ssim: Requirement | None = None
-    l1: Requirement | None = None
-    relative_error: Requirement | None = None
-    cosine: Requirement | None = None
-    params_ratio: Requirement | None = None
-    macs_ratio: Requirement | None = None
-    file_bytes_ratio: Requirement | None = None
-    latency_ratio: Requirement | None = None
-    peak_memory_ratio: Requirement | None = None
-
-    def comparisons(self) -> dict[str, tuple[str, float]]:
-        """Each requirement that is set, as (comparison, number)."""
-        found: dict[str, tuple[str, float]] = {}
-        for name in Requirements.model_fields:
-            text = getattr(self, name)
-            if text is not None:
-                match = _REQUIREMENT.match(text)
-                assert match is not None  # the pattern is validated
-                found[name] = (match[1], float(match[2]))
-        return found
-
-    def overridden_by(self, other: Requirements) -> Requirements:
-        """These, with each field that `other` sets taken from it (a job's own over its recipe's)."""
-        return self.model_copy(update=other.model_dump(exclude_none=True))
+def _weights(value: Any) -> Any:
+    if isinstance(value, str) and (value in ("uploaded", "random") or re.fullmatch(MODEL_ID, value)):
+        return value
+    raise ValueError("is one of uploaded, random, or the id of a model of the same structure (mdl_…)")
 
 
-# --- tasks -----------------------------------------------------------------------------------------------------------
-
-TaskName = Literal["classification", "reconstruction", "imitation"]
-MEASURES: Mapping[TaskName, tuple[str, ...]] = {
-    "classification": ("top_5",),
-    "reconstruction": ("ssim", "l1"),
-    "imitation": ("relative_error", "cosine"),
-}
-"""What is measured besides accuracy and loss (see `core.tasks`)."""
-_MIXED = {"mixup": 0.0, "cutmix": 0.0}
-_FOR_CLASSIFIERS = {"label_smoothing": 0.0, "distill": None, "freeze": "none"}
-_NOT_FOR: Mapping[TaskName, tuple[Mapping[str, Any], Mapping[str, float], str]] = {
-    "classification": ({}, {}, ""),
-    "reconstruction": (
-        _FOR_CLASSIFIERS,
-        {**_MIXED, "erase": 0.0, "noise": 0.0},
-        "the image that is wanted back would be as damaged as the one that is given",
-    ),
-    "imitation": (_FOR_CLASSIFIERS, {}, ""),
-}
-"""Of trainings and of augmentations: what each task cannot use, with the value that stands for nothing; and why."""
-
-
-class Reconstruct(Section):
-    """Of `task: reconstruction`: the loss is (1 - ssim_weight) L1 + ssim_weight (1 - SSIM), of pixels from 0 to 1."""
-
-    ssim_weight: float = Field(0.5, ge=0, le=1)
-
-
-def task_faults(task: TaskName, trainings: Sequence[Training]) -> list[str]:
-    """What `trainings` ask for that is not for `task`, in words."""
-    settings, augmentations, reason = _NOT_FOR[task]
-    found = [
-        f"{name} is for classification, not for {task}"
-        for name, nothing in settings.items()
-        if any(getattr(training, name) != nothing for training in trainings)
-    ]
-    return found + [
-        f"augment.{name} is not for {task}: {reason}"
-        for name, nothing in augmentations.items()
-        if any(getattr(training.augment, name) != nothing for training in trainings)
-    ]
-
+Weights = Annotated[Literal["uploaded", "random"] | Annotated[str, Field(pattern=MODEL_ID)], BeforeValidator(_weights)]
 
 # --- the document ----------------------------------------------------------------------------------------------------
 
@@ -253,8 +202,13 @@ class Recipe(Section):
     )
     reconstruction: Reconstruct = Reconstruct()
     seed: int = Field(0, ge=0, lt=2**63)
-    weights: Literal["uploaded", "random"] = Field(
-        "uploaded", description="what the steps begin with; random: the upload's structure, to be trained by a step"
+    weights: Weights = Field(
+        "uploaded",
+        description="what the steps begin with. random: the upload's structure, to be trained by a step; mdl_…: the "
+        "weights of another model of the same structure, such as a checkpoint that a step has kept",
+    )
+    head: Literal["keep", "replace"] = Field(
+        "keep", description="replace: a new classifier for the dataset's classes, to be trained by a step"
     )
     batchnorm: Literal["keep", "insert"] = Field(
         "keep", description="insert: behind every layer that has none while the steps run, folded away at the end"
@@ -319,12 +273,46 @@ class Recipe(Section):
                 )
         return self
 
+    @field_validator("steps")
+    @classmethod
+    def _not_too_many_checkpoints(cls, value: tuple[Step, ...]) -> tuple[Step, ...]:
+        kept = sum(step.checkpoints for step in value if isinstance(step, Train))
+        if kept > MAX_CHECKPOINTS:
+            raise ValueError(
+                f"checkpoint_every asks for {kept} files; at most {MAX_CHECKPOINTS} are kept: a larger checkpoint_every"
+            )
+        return value
+
+    @field_validator("steps")
+    @classmethod
+    def _new_head_is_trained(cls, value: tuple[Step, ...], info: ValidationInfo) -> tuple[Step, ...]:
+        if info.data.get("head") != "replace" or "training" not in info.data:
+            return value
+        leading = list(takewhile(lambda step: isinstance(step, Train), value))
+        trainings = [step.trainings(info.data["training"])[0] for step in leading]
+        settings = [training for training, epochs in trainings if epochs]
+        if not settings:
+            raise ValueError("head: replace needs a train step in front of pruning: a new classifier knows nothing")
+        if all(training.freeze == "classifier" for training in settings):
+            raise ValueError("head: replace needs a train step without freeze: classifier, which leaves it as drawn")
+        if any(training.distill is not None and training.distill.weight for training in settings):
+            raise ValueError(
+                "with head: replace there is no original to distill from until a train step has made it: distill goes "
+                "into the fine_tune of a later step, distill: {weight: 0} into the train step"
+            )
+        return value
+
     @field_validator("baselines")
     @classmethod
     def _each_once(cls, value: tuple[Baseline, ...]) -> tuple[Baseline, ...]:
         if len({item.kind for item in value}) < len(value):
             raise ValueError("each baseline once")
         return value
+
+    @property
+    def weights_model(self) -> str | None:
+        """The id of the model whose weights the steps begin with, where `weights` names one."""
+        return None if self.weights in ("uploaded", "random") else self.weights
 
     def trainings(self) -> list[tuple[Training, int]]:
         """Settings and epochs of each kind of training that steps and baselines ask for, where that can be told."""

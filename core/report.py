@@ -192,11 +192,26 @@ class FrontPoint(_Record):
     latency: LatencyRatio | None = None
 
 
+class KeptCheckpoint(_Record):
+    """A file of the network as it was after an epoch of a `train` step."""
+
+    name: str
+    step: int
+    epoch: int
+    validation_accuracy: float
+    sha256: str
+    bytes: int
+    parity: float = Field(description="ONNX Runtime against torch, as a check of that name")
+
+
 class Report(_Record):
     version: int = 1
     variants: dict[str, Variant]
     ratios: dict[str, float] = Field(
         description="pruned / original; accuracy_drop = original - pruned, on test; none of what cannot be measured"
+    )
+    drop_in: bool = Field(
+        default=True, description="takes the place of the upload: the same opset, names, types and dimensions"
     )
     target_met: bool
     targets: list[TargetResult]
@@ -207,6 +222,7 @@ class Report(_Record):
     frozen: list[Frozen]
     front: list[FrontPoint]
     cost: Cost
+    checkpoints: list[KeptCheckpoint] = Field(default=[], description="what checkpoint_every has kept")
     controls: list[ControlResult] = Field(default=[], description="without any the report claims no win over anything")
     confusion: Confusion | None = Field(default=None, description="classification with at most 100 classes")
     macs_counted: list[str] = Field(description="operators that are counted; one multiply-accumulate = 1")

@@ -35,6 +35,7 @@ def to_markdown(report: Report) -> str:
         _front(report),
         "## Cost of pruning",
         _cost(report.cost),
+        *_checkpoints(report),
         "## How it was measured",
         _method(report),
         "## Inputs and environment",
@@ -51,6 +52,16 @@ def _cost(cost: Cost) -> str:
     return "In brackets: without the epochs after the best one of each training.\n\n" + _table(
         ["epochs", "epoch-parameters", "images", "seconds"], [cells]
     )
+
+
+def _checkpoints(report: Report) -> list[str]:
+    if not report.checkpoints:
+        return []
+    rows = [
+        [f"`{kept.name}`", f"{kept.step}", f"{kept.epoch}", f"{kept.validation_accuracy:.2%}", f"{kept.bytes:,}"]
+        for kept in report.checkpoints
+    ]
+    return ["## Checkpoints kept", _table(["file", "step", "epoch", "validation accuracy", "bytes"], rows)]
 
 
 def _verdict(report: Report) -> str:
@@ -73,6 +84,7 @@ def _verdict(report: Report) -> str:
         f"{params} of the parameters and {macs} of the MACs remain; "
         f"the latency is {ratios['latency_ratio']:.2f} of the original's; "
         f"{shown}. {target} {required}"
+        f"{'' if report.drop_in else ' **The file is no drop-in replacement of the upload.**'}"
     )
 
 
@@ -329,6 +341,8 @@ def _method(report: Report) -> str:
 def _environment(report: Report) -> str:
     model = report.inputs.get("model", {})
     rows = [["model, sha256", f"`{model.get('sha256', '–')}`"]]
+    if "weights" in report.inputs:
+        rows.append(["weights, sha256", f"`{report.inputs['weights'].get('sha256', '–')}`"])
     for dataset in report.inputs.get("datasets", []):
         rows.append([f"dataset ({dataset.get('format', '–')}), sha256", f"`{dataset.get('sha256') or 'built in'}`"])
     for key, value in report.environment.items():

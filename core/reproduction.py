@@ -18,6 +18,8 @@ def fingerprint(inputs: JobInputs) -> dict[str, str]:
         "dataset": [item.model_dump(mode="json", exclude={"path", "uri"}) for item in inputs.datasets],
         "recipe": inputs.recipe.model_dump(mode="json"),
     }
+    if inputs.weights is not None:
+        parts["weights"] = inputs.weights.model_dump(mode="json", exclude={"path"})
     return {name: hashlib.sha256(json.dumps(part, sort_keys=True).encode()).hexdigest() for name, part in parts.items()}
 
 
@@ -25,6 +27,7 @@ def described(inputs: JobInputs, splits: Mapping[str, Any]) -> dict[str, Any]:
     """The inputs as a report has them: no paths; `splits`: of the dataset's summary."""
     return {
         "model": inputs.model.model_dump(mode="json", exclude={"path"}),
+        **({} if inputs.weights is None else {"weights": inputs.weights.model_dump(mode="json", exclude={"path"})}),
         "datasets": [{**item.model_dump(mode="json", exclude={"path"}), "splits": splits} for item in inputs.datasets],
         "requirements": inputs.requirements.model_dump(mode="json", exclude_none=True),
         "fingerprint": fingerprint(inputs),
@@ -54,4 +57,7 @@ def reproduce(inputs: JobInputs) -> str:
     for name, (sign, number) in inputs.requirements.comparisons().items():
         words.append(f"--require {shlex.quote(f'{name}{sign}{number!r}')}")
     words.append(f"--device {inputs.device} --recipe recipe.json --output pruned.onnx --data {data}")
-    return f"# MODEL: sha256 {model.sha256}\n{' '.join(words)}\npython -m core.pipeline JOB.json WORKDIR"
+    told = f"# MODEL: sha256 {model.sha256}\n"
+    if inputs.weights is not None:
+        told += f"# {inputs.recipe.weights} in recipe.json: the id of a model with sha256 {inputs.weights.sha256}\n"
+    return f"{told}{' '.join(words)}\npython -m core.pipeline JOB.json WORKDIR"

@@ -9,6 +9,7 @@ from core.data.datasets import Dataset
 from core.events import Emit
 from core.graph.counts import Counts, count
 from core.graph.network import Network
+from core.kept import Keep
 from core.methods.filter_norm import filter_norm, planned_trainings
 from core.methods.train import train
 from core.outcome import Done, Outcome
@@ -42,10 +43,11 @@ def given(
     exports: Exports,
     seed: int,
     like: Sequence[Mapping[str, int]] | None,
+    keep: Keep | None,
 ) -> dict[str, Any]:
     """What `step` says, as arguments of its method."""
     if isinstance(step, Train):
-        return {"epochs": step.epochs, "settings": step}
+        return {"epochs": step.epochs, "settings": step, "checkpoint_every": step.checkpoint_every, "keep": keep}
     return {
         "target": Goal(step.target, original, accuracy, exports),
         "fine_tune": step.fine_tune,
@@ -62,7 +64,7 @@ def run_steps(
     dataset: Dataset,
     *,
     original: Counts,
-    accuracy: float,
+    accuracy: float | Callable[[Network], float],
     export: Export,
     exports: Exports,
     seed: int,
@@ -73,14 +75,18 @@ def run_steps(
     prefix: str = "",
     like: Sequence[Sequence[Mapping[str, int]]] | None = None,
     epochs_budget: int | None = None,
+    keep: Keep | None = None,
 ) -> Done:
     """What `steps` make of `network`, each from where an earlier attempt left it in `state`.
 
     Args:
-        original: counts of the original, the unit of targets; accuracy: its validation accuracy, 0-1.
+        original: counts of the original, the unit of targets.
+        accuracy: its validation accuracy, 0-1, or what tells it of the network in front of the first step that removes
+            something (or behind all steps).
         exports: what networks are as files, for targets of size and latency.
         like: for the control `random`: of each step and round, how many units of which group go.
         epochs_budget: that all trainings of the steps may take together.
+        keep: what is done with the checkpoints that a step is told to keep.
         prefix: of the parts of the progress and, as `emit` and `trainer` put it in front already, of the events.
     """
     done = Done.of(state, network)
@@ -98,6 +104,7 @@ def run_steps(
         )
         part = f"{prefix}step/{index}"
         progress.begin(prefix.partition("/")[0] or "prune", part)
+        lost_from = 0.0 if isinstance(step, Train) else accuracy(done.network) if callable(accuracy) else accuracy
         outcome = METHODS[step.method](
             done.network,
             dataset,
@@ -108,15 +115,18 @@ def run_steps(
             **given(
                 step,
                 original=original,
-                accuracy=accuracy,
+                accuracy=lost_from,
                 export=export,
                 exports=exports,
                 seed=derived_seed(seed, f"{prefix}step/{index}"),
                 like=None if like is None else like[index],
+                keep=keep,
             ),
         )
         done.add(outcome)
         state.drop("method")
         state.save(**done.values())
         progress.end(part)
+    if callable(accuracy):
+        accuracy(done.network)
     return done

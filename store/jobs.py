@@ -37,8 +37,8 @@ def create_job(
 ) -> Job:
     """A queued job, its first event, and the message that rings for a worker, all in this transaction.
 
-    Raises `NotFound` if the model or a dataset is not there, or not this owner's: their rows are held until the
-    transaction ends, so that none is deleted meanwhile.
+    Raises `NotFound` if the model, that of the recipe's `weights` or a dataset is not there, or not this owner's: their
+    rows are held until the transaction ends, so that none is deleted meanwhile.
     """
     now = now or now_utc()
     _hold_input(session, Model, owner, model_id)
@@ -60,6 +60,8 @@ def create_job(
         run_seconds_limit=run_seconds_limit,
         created_at=now,
     )
+    if job.weights_id is not None:
+        _hold_input(session, Model, owner, job.weights_id)
     session.add(job)
     session.flush()
     append_to(session, job, None, [state_event(job, device=device, queue=queue)], now)
@@ -168,3 +170,13 @@ def inputs_of(session: Session, job: Job) -> tuple[Model, list[Dataset]]:
             raise NotFound(f"there is no dataset {dataset_id}")
         found.append(dataset)
     return model, found
+
+
+def weights_of(session: Session, job: Job) -> Model | None:
+    """The model whose weights the job's recipe begins with, if it names one. Raises `NotFound` if it was deleted."""
+    if job.weights_id is None:
+        return None
+    model = session.get(Model, job.weights_id)
+    if model is None:
+        raise NotFound(f"there is no model {job.weights_id}")
+    return model

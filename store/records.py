@@ -176,6 +176,12 @@ class Job(Record, kw_only=True):
     run_seconds: Mapped[float] = mapped_column(default=0.0)  # of the attempts that are over
     next_event_seq: Mapped[int] = mapped_column(Integer, default=1)
 
+    @property
+    def weights_id(self) -> str | None:
+        """Of the model whose weights the recipe begins with, where it names one."""
+        found = self.recipe.get("weights")
+        return found if isinstance(found, str) and found.startswith("mdl_") else None
+
     @validates("state")
     def _legal(self, _key: str, new: JobState) -> JobState:
         old: JobState | None = self.__dict__.get("state")

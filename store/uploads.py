@@ -161,7 +161,7 @@ def delete(session: Session, table: type[Subject], owner: str, subject_id: str) 
 
 def _open_jobs_using(session: Session, owner: str, subject_id: str) -> list[str]:
     open_jobs = session.scalars(select(Job).where(Job.owner == owner, Job.state.not_in(TERMINAL)))
-    return [job.id for job in open_jobs if subject_id in (job.model_id, *job.dataset_ids)]
+    return [job.id for job in open_jobs if subject_id in (job.model_id, job.weights_id, *job.dataset_ids)]
 
 
 def claim_check(

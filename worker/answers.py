@@ -139,6 +139,7 @@ def short_results(report: Report) -> dict[str, Any]:
         "ratios": dict(report.ratios),
         "accuracy": {name: variant.test.accuracy for name, variant in report.variants.items()},
         "target_met": report.target_met,
+        "drop_in": report.drop_in,
         "requirements_met": report.requirements_met,
     }
 

@@ -20,7 +20,8 @@ from sqlalchemy.orm import Session
 
 from core.errors import BillhookError
 from core.job import DatasetInput, JobInputs, ModelInput
-from core.recipe import Recipe, Requirements
+from core.recipe import Recipe
+from core.requirements import Requirements
 from store import jobs, leases
 from store.database import reading, transaction
 from store.errors import LeaseLost, StorageUnavailable
@@ -33,7 +34,7 @@ from worker.guard import Order
 from worker.heart import Heart, Held
 from worker.lines import EventLine
 from worker.supervisor import Ended, supervise
-from worker.workdir import CHECKPOINT_NAME, held_checkpoint, held_outputs, work_directory
+from worker.workdir import CHECKPOINT_NAME, held_checkpoint, held_output, held_outputs, work_directory
 
 RETRY_SECONDS = 1.0
 PATIENCE_SECONDS = 120.0
@@ -151,6 +152,7 @@ class RunningAttempt:
         with reading(self._context.engine) as session:
             job = session.get_one(Job, self._lease.job_id)
             model, datasets = jobs.inputs_of(session, job)
+            weights = jobs.weights_of(session, job)
             checkpoint = session.scalars(
                 select(Artifact).where(Artifact.job_id == job.id, Artifact.kind == "checkpoint")
             ).one_or_none()
@@ -159,6 +161,7 @@ class RunningAttempt:
         fetched = tuple(fetch_dataset(self._context, dataset, self._workdir) for dataset in datasets)
         inputs = JobInputs(
             model=uploaded,
+            weights=None if weights is None else fetch_model(self._context, weights, self._workdir, "weights"),
             datasets=fetched,
             recipe=Recipe.model_validate(job.recipe),
             requirements=Requirements.model_validate(job.requirements),
@@ -177,9 +180,9 @@ class RunningAttempt:
         try:
             batch: list[EventLine] = []
             for event in events:
-                if event[0] == "checkpoint":
+                if event[0] in ("checkpoint", "artifact"):
                     self._append(batch)
-                    self._store_checkpoint(event[1])
+                    (self._store_checkpoint if event[0] == "checkpoint" else self._store_output)(event[1])
                     batch = []
                 else:
                     batch.append(event)
@@ -221,10 +224,26 @@ class RunningAttempt:
 
         self._write(write)
 
+    def _store_output(self, body: Mapping[str, Any]) -> None:
+        """Store a file that is complete before the job is: it stays, whatever becomes of the attempt."""
+        file = body.get("file")
+        with held_output(self._workdir, file) as held:
+            sha256, size = self._patiently(lambda: self._context.storage.put_file(held))
+        name = str(file).partition("/")[2]
+
+        def write(session: Session) -> None:
+            leases.append_events(session, self._lease, [("artifact", {**body, "sha256": sha256, "bytes": size})])
+            leases.add_artifact(session, self._lease, name, "output", sha256, size, media_type_of(name))
+
+        self._write(write)
+
     # --- after it -----------------------------------------------------------------------------------------------------
 
     def _close(self, ended: Ended) -> None:
-        rest = [event for event in ended.rest if event[0] not in ("checkpoint", "progress")]
+        for name, body in ended.rest:
+            if name == "artifact" and not self._heart.lost:
+                self._store_output(body)
+        rest = [event for event in ended.rest if event[0] not in ("checkpoint", "artifact", "progress")]
         if self._heart.lost or ended.verdict == "lost":
             raise LeaseLost("the lease was lost while the child ran")
         log.info("child ended", job=self._lease.job_id, attempt=self._lease.number, verdict=ended.verdict,
@@ -248,8 +267,7 @@ class RunningAttempt:
 
         def record(session: Session) -> None:
             for name, (sha256, size) in stored.items():
-                media_type = MEDIA_TYPES.get(Path(name).suffix, "application/octet-stream")
-                leases.add_artifact(session, self._lease, name, "output", sha256, size, media_type)
+                leases.add_artifact(session, self._lease, name, "output", sha256, size, media_type_of(name))
 
         self._finish("succeeded", results=results, events=rest, output_tail=output_tail, before=record)
 
@@ -303,10 +321,15 @@ class RunningAttempt:
                 self._context.stopping.wait(RETRY_SECONDS)
 
 
-def fetch_model(context: Context, model: Model, workdir: Path) -> ModelInput:
+def media_type_of(name: str) -> str:
+    """Of a file that a job left."""
+    return MEDIA_TYPES.get(Path(name).suffix, "application/octet-stream")
+
+
+def fetch_model(context: Context, model: Model, workdir: Path, name: str = "model") -> ModelInput:
     """The model's file in `workdir/inputs`, read-only, hash verified. Raises `ArtifactMissing`, `ArtifactCorrupt`."""
     assert model.sha256 is not None  # only a dataset is ever built in
-    path = _fetch(context, model.sha256, workdir / "inputs" / f"model.{model.format}")
+    path = _fetch(context, model.sha256, workdir / "inputs" / f"{name}.{model.format}")
     return ModelInput.model_validate(
         {"path": path, "sha256": model.sha256, "format": model.format, "options": model.options}
     )

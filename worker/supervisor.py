@@ -120,7 +120,7 @@ def _listen(reading: int, child: subprocess.Popen[bytes], guard: Guard, lines: L
                 left -= len(data or b"")
                 if not data or left <= 0 or lines.fault is not None:
                     return batch
-            urgent = any(name == "checkpoint" for name, _ in batch)
+            urgent = any(name in ("checkpoint", "artifact") for name, _ in batch)
             if batch and not guard.lost and (urgent or len(batch) >= BATCH_LINES or time.monotonic() >= due):
                 store(batch)
                 batch = []

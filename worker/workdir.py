@@ -19,8 +19,9 @@ from core.errors import CheckpointUnusable
 from worker.answers import OutputRefused
 
 OUTPUT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+KEPT_NAME = re.compile(r"out/checkpoint_step[0-9]{1,2}_epoch[0-9]{4,5}\.onnx")
 CHECKPOINT_NAME = re.compile(r"state/[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-MAX_OUTPUTS = 100
+MAX_OUTPUTS = 300
 
 log = structlog.get_logger("billhook.worker")
 
@@ -115,6 +116,22 @@ def held_outputs(workdir: Path) -> Iterator[dict[str, Path]]:
             except OSError as error:
                 raise OutputRefused(message) from error
         yield files
+
+
+@contextmanager
+def held_output(workdir: Path, file: object) -> Iterator[Path]:
+    """The checkpoint that a `train` step was told to keep, `file` (`out/…`), as a path to the open file.
+
+    Raises `OutputRefused` if there is no such plain file, or it has a name of another kind of file.
+    """
+    if not isinstance(file, str) or not KEPT_NAME.fullmatch(file):
+        raise OutputRefused("the job announced a file that is no checkpoint to be kept")
+    with ExitStack() as stack:
+        try:
+            held = stack.enter_context(_held(workdir, *file.split("/")))
+        except OSError as error:
+            raise OutputRefused("a file that the job announced is not there, or no plain file") from error
+        yield held
 
 
 @contextmanager

@@ -9,18 +9,18 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 
-from api.bodies import validate
+from api.bodies import media_type, parse_json, read_body, validate
 from api.errors import Refused
 from api.openapi import GRAPH_ANSWERS, MODEL_UPLOAD
 from api.pages import PageSize, PageToken, cut
 from api.routes.artifacts import send_stored
-from api.schemas import DatasetOut, ModelOut, ModelPage
+from api.schemas import DatasetOut, ModelOut, ModelPage, ModelRequest
 from api.services import Caller, Services, Shared, Wait
 from api.uploads import Received, receive_upload
 from core.errors import Fault
 from core.graph_report import NetworkGraph
 from core.job import ARCHITECTURE, ARCHITECTURES_TOLD, ModelOptions
-from store import uploads
+from store import jobs, uploads
 from store.database import transaction
 from store.records import Model, UploadState
 
@@ -35,12 +35,43 @@ Sha256 = Annotated[str | None, Query(pattern="^[0-9a-f]{64}$", description="only
 async def upload_model(
     request: Request, response: Response, services: Shared, caller: Caller, wait: Wait = 0
 ) -> ModelOut:
-    """Upload a model: 201, or 200 if it is known already. It is then checked; `?wait=` waits for the outcome."""
-    async with receive_upload(request, services.settings, FORMATS, FIELDS) as received:
-        model, new = await run_in_threadpool(_store, services, caller.owner, received)
+    """Upload a model, or name in JSON one that a job has made: 201, or 200 if it is known already.
+
+    It is then checked; `?wait=` waits for the outcome.
+    """
+    if media_type(request) == "application/json":
+        body = await read_body(request, services.settings)
+        model, new = await run_in_threadpool(_store_made, services, caller.owner, parse_json(body))
+    else:
+        async with receive_upload(request, services.settings, FORMATS, FIELDS) as received:
+            model, new = await run_in_threadpool(_store, services, caller.owner, received)
     response.status_code = 201 if new else 200
     response.headers["Location"] = f"/v1/models/{model.id}"
     return await _checked(request, services, caller.owner, model.id, wait)
+
+
+def _store_made(services: Services, owner: str, document: Any) -> tuple[Model, bool]:
+    """A model out of a job's artifact, whose bytes are in the storage already."""
+    asked, faults = validate(ModelRequest, document)
+    if asked is None:
+        raise Refused("request_invalid", "the model cannot be used", faults=faults)
+    job_id, name = asked.artifact.job, asked.artifact.name
+    with transaction(services.engine) as session:
+        jobs.get_job(session, owner, job_id)
+        found = jobs.artifact(session, job_id, name)
+        others = {artifact.name for artifact in jobs.artifacts(session, job_id)}
+        fault = None
+        if found.kind != "output" or _extension(name) != ".onnx":
+            fault = Fault("/artifact/name", f"{name} is no model", "a file of the job whose name ends in .onnx")
+        elif f"{name}.data" in others:
+            right = "an upload: both files, downloaded, as one zip; `billhook models add` makes it"
+            fault = Fault("/artifact/name", f"the weights of {name} are in another file, {name}.data", right)
+        if fault is not None:
+            raise Refused("request_invalid", "the artifact cannot be used as a model", faults=[fault])
+        return uploads.create_model(
+            session, owner=owner, sha256=found.sha256, bytes=found.bytes, filename=name, format="onnx",
+            options=ModelOptions().model_dump(mode="json"),
+        )  # fmt: skip
 
 
 def _store(services: Services, owner: str, received: Received) -> tuple[Model, bool]:

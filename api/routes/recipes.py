@@ -15,7 +15,7 @@ from api.openapi import RECIPE_CHECK
 from api.pages import PageSize
 from api.recipe_files import NAME
 from api.schemas import CheckedRecipe, RecipeInfo, RecipePage
-from api.services import Services, Shared
+from api.services import Caller, Services, Shared
 from core.recipe import Recipe, recipe_schema
 
 router = APIRouter(prefix="/v1/recipes", tags=["recipes"])
@@ -44,7 +44,7 @@ def get_schema() -> dict[str, JsonValue]:
 
 
 @router.post("/check", openapi_extra=RECIPE_CHECK)
-async def check_recipe(request: Request, services: Shared) -> CheckedRecipe:
+async def check_recipe(request: Request, services: Shared, caller: Caller) -> CheckedRecipe:
     """Hold a recipe, its requirements and a device against what this server can do, as `POST /v1/jobs` does.
 
     Before anything is uploaded: the same faults with the same pointers, or the recipe with every default filled in.
@@ -52,11 +52,12 @@ async def check_recipe(request: Request, services: Shared) -> CheckedRecipe:
     """
     require_json(request)
     body = await read_body(request, services.settings)
-    return await run_in_threadpool(_checked, services, body)
+    return await run_in_threadpool(_checked, services, caller.owner, body)
 
 
-def _checked(services: Services, body: bytes) -> CheckedRecipe:
-    recipe = submission.check_recipe(parse_json(body), services.recipes, services.settings.devices)
+def _checked(services: Services, owner: str, body: bytes) -> CheckedRecipe:
+    document, recipes, devices = parse_json(body), services.recipes, services.settings.devices
+    recipe = services.read(lambda session: submission.check_recipe(session, owner, document, recipes, devices))
     return CheckedRecipe(recipe=recipe)
 
 

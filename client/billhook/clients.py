@@ -104,6 +104,7 @@ class Client:
     """
 
     upload_model = _call(uploads.upload_model)
+    model_from_job = _call(uploads.model_from_job)
     get_model = _call(uploads.get_model)
     get_model_graph = _call(uploads.get_model_graph)
     wait_for_model = _call(uploads.wait_for_model)
@@ -210,6 +211,7 @@ class AsyncClient:
     """
 
     upload_model = _awaited(uploads.upload_model)
+    model_from_job = _awaited(uploads.model_from_job)
     get_model = _awaited(uploads.get_model)
     get_model_graph = _awaited(uploads.get_model_graph)
     wait_for_model = _awaited(uploads.wait_for_model)

@@ -254,13 +254,15 @@ class RequirementResult:
 
 @dataclass(frozen=True)
 class Report:
-    """What a job measured. `variants` holds `original` and `pruned`; everything else is in `raw`."""
+    """What a job measured. `variants` holds `original` and `pruned`; `drop_in`: whether the file takes the place of the
+    upload; everything else is in `raw`."""
 
     variants: Document
     ratios: dict[str, float]
     target_met: bool
     requirements: tuple[RequirementResult, ...]
     requirements_met: bool
+    drop_in: bool = True
     raw: Document = field(default_factory=dict, repr=False, compare=False)
 
 

@@ -45,6 +45,8 @@ ROOM = 64 * 2**20
 """Of the 2 GiB of a message, what is left to the graph."""
 INLINE_BYTES = 1024
 """Weights of fewer bytes stay in the model: shapes and single numbers, which checkers and runtimes read themselves."""
+MOST_INLINE_BYTES = MAX_FILE_BYTES - ROOM
+"""Of weights in a model that is one file."""
 ALIGNMENT = 4096
 """Of each weight in the data file: so that it can be mapped into memory."""
 
@@ -265,7 +267,7 @@ def saved_bytes(model: ModelProto, name: str, *, above_bytes: int | None = None)
 
 
 def _is_two_files(model: ModelProto, above_bytes: int | None) -> bool:
-    most = MAX_FILE_BYTES - ROOM if above_bytes is None else min(above_bytes, MAX_FILE_BYTES - ROOM)
+    most = MOST_INLINE_BYTES if above_bytes is None else min(above_bytes, MOST_INLINE_BYTES)
     sizes = [len(tensor.raw_data) for tensor in model.graph.initializer]
     return sum(sizes) > most and max(sizes) >= INLINE_BYTES
 

@@ -32,16 +32,24 @@ def reinitialise(network: Network, *, seed: int) -> list[str]:
         ) in network.parameters():  # numbers are drawn in the order of memory: another layout, other weights
             parameter.data = parameter.detach().clone(memory_format=torch.contiguous_format)
         for name, module in network.module.named_modules():
-            if isinstance(module, CONVOLUTIONS):
-                module.weight.normal_(std=math.sqrt(2 / fan_in(module)))
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-            elif callable(reset := getattr(module, "reset_parameters", None)):
-                reset()
-            else:
+            if not draw(module):
                 kept += [f"{name}.{own}".lstrip(".") for own, _ in module.named_parameters(recurse=False)]
     network.to(device)
     return kept
+
+
+def draw(module: nn.Module) -> bool:
+    """New weights for one layer, in place, from torch's generator. Returns whether it knows how."""
+    if isinstance(module, CONVOLUTIONS):
+        with torch.no_grad():
+            module.weight.normal_(std=math.sqrt(2 / fan_in(module)))
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif callable(reset := getattr(module, "reset_parameters", None)):
+        reset()
+    else:
+        return False
+    return True
 
 
 def fan_in(layer: nn.Module) -> float:

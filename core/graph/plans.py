@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,26 +15,34 @@ from core.graph.batch_norm_folding import replay_merge
 from core.graph.bypass import replay_bypass
 from core.graph.counts import channels_of
 from core.graph.cuts import replay_cut
+from core.graph.head import replay_head
 from core.graph.initialise import replay_reinitialise
 from core.graph.network import Network
 from core.graph.operators import MAKERS
+from core.graph.weights import replay_weights
 
-OPERATIONS: Mapping[str, Callable[[Network, Mapping[str, Any]], Network]] = {
+Operation = Callable[[Network, Mapping[str, Any]], Network]
+OPERATIONS: Mapping[str, Operation] = {
     "cut": replay_cut,
     "bypass": replay_bypass,
     "insert": replay_insert,
     "merge": replay_merge,
     "reinitialise": replay_reinitialise,
+    "head": replay_head,
 }
-"""By an entry's `op`: the network after it. Each leaves the network that it is given as it is."""
+"""By an entry's `op`: the network after it. Each leaves the network that it is given as it is. `weights` besides."""
 
 
-def replay(network: Network, plan: Sequence[Mapping[str, Any]]) -> Network:
-    """`network` after every entry of `plan`, weights cut along. Raises `CutRefused` where an entry does not fit it."""
+def replay(network: Network, plan: Sequence[Mapping[str, Any]], *, weights: Network | None = None) -> Network:
+    """`network` after every entry of `plan`, weights cut along. Raises `CutRefused` where an entry does not fit it.
+
+    weights: the model that an entry `weights` names by its sha256; without it the structure is replayed all the same.
+    """
+    operations: dict[str, Operation] = {**OPERATIONS, "weights": partial(replay_weights, weights=weights)}
     for index, entry in enumerate(plan):
-        operation = OPERATIONS.get(str(entry.get("op")))
+        operation = operations.get(str(entry.get("op")))
         if operation is None:
-            fault = Fault(f"/{index}/op", f"unknown operation {entry.get('op')!r}", f"one of {', '.join(OPERATIONS)}")
+            fault = Fault(f"/{index}/op", f"unknown operation {entry.get('op')!r}", f"one of {', '.join(operations)}")
             raise CutRefused(f"plan entry {index} cannot be replayed", faults=[fault])
         try:
             network = operation(network, entry)

@@ -19,6 +19,10 @@ class Teacher:
         self._device = device
         self._copy: Network | None = None
 
+    def replace(self, original: Network) -> None:
+        """From now on it is `original`, as it is now, that is asked."""
+        self._original, self._copy = original.clone(), None
+
     @property
     def network(self) -> Network:
         if self._copy is None:

@@ -206,6 +206,11 @@ class Trainer:
         used = {"epochs_kept": kept["epoch"], "epoch_params_kept": kept["epoch"] * counts.params}
         return FitResult(fit.epochs, score, kept["epoch"], fit.cost.model_copy(update=used))
 
+    def teach(self, network: Network) -> None:
+        """From now on `distill` is about the answers of `network`; a copy of it is made."""
+        if self.task.teacher is not None:
+            self.task.teacher.replace(network)
+
     def evaluate(self, network: Network, split: SplitName, *, macs: int | None = None) -> Score:
         """Accuracy and loss on a split. `macs`: of the network, if the caller knows them."""
         return self.task.score(self.figures(network, split, macs=macs))

@@ -132,6 +132,58 @@ def test_a_recipe_file_that_is_not_right_is_left_out(api: Api, tmp_path: Path) -
     assert files.get("../recipes/good") is None
 
 
+@pytest.mark.parametrize("route", ["/v1/jobs", "/v1/recipes/check"])
+def test_weights_are_a_model_of_the_same_owner_that_is_ready(api: Api, route: str) -> None:
+    there = {"model": api.model(), "datasets": [api.dataset()]} if route == "/v1/jobs" else {}
+
+    def submit(weights: str) -> Any:
+        return api.http.post(route, json={**there, "recipe": {**RECIPE, "weights": weights}})
+
+    checkpoint = api.model(b"a checkpoint", ready=False)
+    assert checkpoint in problem(submit(checkpoint), 409, "input_not_ready")["detail"]
+    theirs = api.other.post("/v1/models", params={"filename": "m.onnx"}, content=b"theirs").json()["id"]
+    for missing in (theirs, "mdl_none"):
+        (fault,) = problem(submit(missing), 422, "recipe_invalid")["faults"]
+        assert (fault["pointer"], fault["message"]) == ("/recipe/weights", f"there is no model {missing}")
+    refused = api.model(b"refused", ready=False)
+    api.check(refused, error={"code": "model_refused", "message": "a sparse tensor", "faults": []})
+    (fault,) = problem(submit(refused), 422, "recipe_invalid")["faults"]
+    assert fault["pointer"] == "/recipe/weights"
+    assert "a sparse tensor" in fault["message"]
+    assert pointers(problem(submit("trained"), 422, "recipe_invalid")) == {"/recipe/weights"}
+    api.check(checkpoint, summary=MODEL_SUMMARY)
+    answer = submit(checkpoint)
+    assert answer.status_code in (200, 202), answer.text
+    recipe = answer.json()["recipe"]
+    assert recipe["weights"] == checkpoint
+    if route == "/v1/jobs":
+        assert answer.json()["id"] in problem(api.http.delete(f"/v1/models/{checkpoint}"), 409, "in_use")["detail"]
+
+
+def test_weights_of_another_network_are_refused_at_once(api: Api) -> None:
+    model, other = api.model(b"one", ready=False), api.model(b"two", ready=False)
+    api.check(model, summary=MODEL_SUMMARY | {"layers": 20, "filters": 688})
+    api.check(other, summary=MODEL_SUMMARY | {"layers": 32, "filters": 688})
+    answer = api.submit(model=model, recipe={**RECIPE, "weights": other})
+    (fault,) = problem(answer, 422, "recipe_invalid")["faults"]
+    assert (fault["pointer"], fault["message"]) == ("/recipe/weights", "it has 32 layers, the job's model 20")
+    api.job(model=model, recipe={**RECIPE, "weights": model})
+
+
+def test_a_new_classifier_is_for_any_number_of_classes(api: Api) -> None:
+    model = api.model(b"of a thousand", ready=False)
+    api.check(model, summary=MODEL_SUMMARY | {"outputs": [{"name": "y", "shape": ["n", 1000]}]})
+    train = {"method": "train", "epochs": 1}
+    recipe = {"head": "replace", "steps": [train, *RECIPE["steps"]]}
+    assert pointers(problem(api.submit(model=model), 422, "request_invalid")) == {"/datasets/0/preprocess/class_order"}
+    api.job(model=model, recipe=recipe)
+    maps = api.model(b"of maps", ready=False)
+    api.check(maps, summary=MODEL_SUMMARY | {"outputs": [{"name": "y", "shape": ["n", 3, 8, 8]}]})
+    assert pointers(problem(api.submit(model=maps, recipe=recipe), 422, "request_invalid")) == {"/model"}
+    answer = api.submit(model=model, recipe={**recipe, "steps": RECIPE["steps"]})
+    assert pointers(problem(answer, 422, "recipe_invalid")) == {"/recipe/steps"}
+
+
 def test_the_input_must_be_ready(api: Api) -> None:
     model = api.model(b"unchecked", ready=False)
     answer = api.submit(model=model)

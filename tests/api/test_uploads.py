@@ -8,13 +8,15 @@ import os
 import threading
 from collections import namedtuple
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from sqlalchemy import select
 
-from store.database import reading
+from store import leases
+from store.database import reading, transaction
 from store.records import Model
 from tests.api.conftest import Api, nothing_is_left, pointers, problem
 
@@ -308,3 +310,80 @@ def test_the_upload_is_the_owners_alone(api: Api) -> None:
     mine: httpx.Response = api.other.post("/v1/models", params={"filename": "m.onnx"}, content=b"a model")
     assert mine.status_code == 201
     assert mine.json()["id"] != model_id
+
+
+# --- models that a job has made --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def job(api: Api, tmp_path: Path) -> str:
+    """A job that has succeeded and left some files."""
+    job_id = api.job()
+    onnx = ("application/octet-stream", b"a network")
+    files = {"pruned.onnx": onnx, "checkpoint_step0_epoch0010.onnx": (onnx[0], b"an earlier one"),
+             "plan.json": ("application/json", b"{}"), "large.onnx": onnx, "large.onnx.data": onnx}  # fmt: skip
+    api.succeed(job_id, files, tmp_path)
+    return job_id
+
+
+def of_job(http: Any, job: str, name: str = "pruned.onnx") -> httpx.Response:
+    answer: httpx.Response = http.post("/v1/models", json={"artifact": {"job": job, "name": name}})
+    return answer
+
+
+def test_a_model_that_a_job_has_made(api: Api, job: str) -> None:
+    answer = of_job(api.http, job, "checkpoint_step0_epoch0010.onnx")
+    assert answer.status_code == 201, answer.text
+    model = answer.json()
+    assert answer.headers["location"] == f"/v1/models/{model['id']}"
+    assert (model["filename"], model["format"], model["state"]) == (
+        "checkpoint_step0_epoch0010.onnx",
+        "onnx",
+        "checking",
+    )
+    assert (model["sha256"], model["bytes"]) == (hashlib.sha256(b"an earlier one").hexdigest(), 14)
+    again = of_job(api.http, job, "checkpoint_step0_epoch0010.onnx")
+    assert (again.status_code, again.json()["id"]) == (200, model["id"])
+    # the same content sent as a file is the same model
+    sent = api.http.post("/v1/models", content=b"an earlier one", params={"filename": "x.onnx"})
+    assert (sent.status_code, sent.json()["id"]) == (200, model["id"])
+    api.check(model["id"], summary={"params": 1})
+    assert api.http.get(f"/v1/models/{model['id']}").json()["state"] == "ready"
+
+
+def test_another_owners_job_has_no_files(api: Api, job: str) -> None:
+    problem(of_job(api.other, job), 404, "not_found")
+    problem(of_job(api.http, "job_nothing"), 404, "not_found")
+    problem(of_job(api.http, job, "nothing.onnx"), 404, "not_found")
+    problem(of_job(api.http, job, "../secret.onnx"), 404, "not_found")
+    problem(of_job(api.reader, job), 403, "scope_missing")
+
+
+@pytest.mark.parametrize(
+    ("document", "wrong"),
+    [
+        ({}, {"/artifact"}),
+        ({"artifact": {"job": 1}}, {"/artifact/job", "/artifact/name"}),
+        ({"artifact": {"job": "j", "name": "n"}, "architecture": "resnet20"}, {"/architecture"}),
+    ],
+)
+def test_a_model_that_is_named_wrongly(api: Api, document: Any, wrong: set[str]) -> None:
+    assert pointers(problem(api.http.post("/v1/models", json=document), 422, "request_invalid")) == wrong
+
+
+@pytest.mark.parametrize(("name", "said"), [("plan.json", "no model"), ("large.onnx", "large.onnx.data")])
+def test_an_artifact_that_is_no_model_by_itself(api: Api, job: str, name: str, said: str) -> None:
+    (fault,) = problem(of_job(api.http, job, name), 422, "request_invalid")["faults"]
+    assert fault["pointer"] == "/artifact/name"
+    assert said in fault["message"]
+
+
+def test_a_checkpoint_of_the_service_itself_is_no_model(api: Api, tmp_path: Path) -> None:
+    job_id = api.job()
+    (tmp_path / "content").write_bytes(b"state")
+    with transaction(api.services.engine) as session:
+        lease = leases.claim(session, job_id, "host:1", "cpu")
+        assert lease is not None
+        sha256, size = api.services.artifacts.put_file(tmp_path / "content")
+        leases.add_artifact(session, lease, "state/x.onnx", "checkpoint", sha256, size, "x/y")
+    problem(of_job(api.http, job_id, "state/x.onnx"), 422, "request_invalid")

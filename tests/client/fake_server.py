@@ -274,7 +274,12 @@ class _Handler(BaseHTTPRequestHandler):
             case "POST", [("models" | "datasets") as kind]:
                 if fake.wrong_upload_hash:
                     sha256 = "f" * 64
-                record, new = fake.add_upload(kind, sha256, size, query if body is None else {})
+                made = (body or {}).get("artifact")
+                if made is not None and made["job"] not in fake.jobs:
+                    return self._problem(404, "not_found")
+                if made is not None:
+                    sha256, query = hashlib.sha256(PRUNED).hexdigest(), {"filename": made["name"]}
+                record, new = fake.add_upload(kind, sha256, size, query if body is None or made else {})
                 self._json(record, 201 if new else 200)
             case "GET", [("models" | "datasets" | "jobs") as kind]:
                 items = [item for item in reversed(getattr(fake, kind).values())

@@ -30,6 +30,20 @@ def test_models(run: Command, fake: FakeServer, model_file: Path) -> None:
     assert run("models", "list", "--json").document == []
 
 
+def test_a_model_of_a_job(run: Command, fake: FakeServer, job_id: str, model_file: Path) -> None:
+    made = run("models", "add", "--job", job_id, "--json").document
+    assert (made["filename"], made["state"]) == ("pruned.onnx", "ready")
+    other = run("models", "add", "--job", job_id, "--artifact", "checkpoint_step0_epoch0010.onnx", "--json").document
+    assert other["id"] == made["id"], "the same bytes"
+    sent = [json.loads(body) for line, body in zip(fake.log, fake.bodies, strict=True) if line == "POST /v1/models"]
+    assert sent[1] == {"artifact": {"job": job_id, "name": "checkpoint_step0_epoch0010.onnx"}}
+    assert run("models", "add", "--job", "job_nothing").code != 0
+    for wrong in ([], [model_file, "--job", job_id], [model_file, "--artifact", "x.onnx"],
+                  ["--job", job_id, "--architecture", "resnet20"]):  # fmt: skip
+        ran = run("models", "add", *wrong)
+        assert (ran.code, ran.out) == (2, ""), wrong
+
+
 def test_nested_fields_are_readable() -> None:
     document = {
         "id": "mdl_1", "refusal": None, "tags": [], "options": {"architecture": None},

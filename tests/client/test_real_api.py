@@ -82,7 +82,7 @@ async def inspect_soon(app: FastAPI, kind: str) -> None:
     async with connected(app) as client:
         while True:
             found = [each async for each in (client.list_models() if kind == "model" else client.list_datasets())]
-            if found:
+            if found and found[0].state == "checking":
                 return inspect(app, found[0].id)
             await anyio.sleep(0.02)
 
@@ -220,6 +220,19 @@ def test_a_job_from_submission_to_file(app: FastAPI, model_file: Path, tmp_path:
             with pytest.raises(billhook.ApiError) as caught:
                 await client.cancel_job(job.id)
             assert caught.value.code == "job_terminal"
+
+            with pytest.raises(billhook.ApiError) as caught:
+                await client.model_from_job(job.id, "report.md")
+            assert (caught.value.status, [fault.pointer for fault in caught.value.faults]) == (422, ["/artifact/name"])
+            made: list[billhook.Model] = []
+
+            async def take() -> None:
+                made.append(await client.model_from_job(job.id, timeout=20))
+
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(take)
+                tasks.start_soon(inspect_soon, app, "model")
+            assert (made[0].state, made[0].bytes) == ("ready", len(files["pruned.onnx"]))
 
             cancelled = await client.submit_job(model.id, [dataset.id], RECIPE)
             assert (await client.cancel_job(cancelled.id)).state == "cancelled"

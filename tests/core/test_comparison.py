@@ -13,8 +13,9 @@ from core.graph.architectures import build
 from core.graph.export import write_onnx
 from core.graph.lowering import trace
 from core.measure.memory import MemoryNotMeasured
-from core.recipe import MEASURES, Requirements
 from core.report import Latency, Memory, SplitScore, Variant
+from core.requirements import Requirements
+from core.task_settings import MEASURES
 from core.tasks import Classification
 from tests.core.fakes import Events, small_dataset
 

@@ -39,9 +39,10 @@ from core.graph_report import NetworkGraph
 from core.inspection import inspect_dataset, inspect_model
 from core.job import DatasetCheck, DatasetInput, JobInputs, ModelInput, ModelOptions
 from core.progress import Progress
-from core.recipe import Recipe, Requirements, parse_recipe
+from core.recipe import Recipe, parse_recipe
 from core.report import Report
 from core.reproduction import described, fingerprint, reproduce
+from core.requirements import Requirements
 from core.state import FILE
 from core.training.trainer import Trainer
 from core.training_settings import CosineSchedule, Sgd, Training

@@ -203,6 +203,33 @@ def test_delete(engine: Engine) -> None:
         assert uploads.claim_check(session, model.id, at(1)) is None
 
 
+def test_the_weights_of_an_unfinished_job_are_not_deleted(engine: Engine, inputs: tuple[str, str]) -> None:
+    model_id, dataset_id = inputs
+    mine, theirs = add(engine, sha256="e" * 64)[0].id, add(engine, sha256="e" * 64, owner="bob")[0].id
+
+    def submit(weights: str) -> str:
+        with transaction(engine) as session:
+            return jobs.create_job(
+                session, owner=OWNER, model_id=model_id, dataset_ids=[dataset_id], recipe={"weights": weights}
+            ).id
+
+    for missing in (theirs, "mdl_none"):
+        with pytest.raises(NotFound, match=missing):
+            submit(missing)
+    job_id = submit(mine)
+    submit("random")
+    with reading(engine) as session:
+        assert jobs.weights_of(session, jobs.get_job(session, OWNER, job_id)).id == mine  # type: ignore[union-attr]
+    with pytest.raises(InUse, match=job_id), transaction(engine) as session:
+        uploads.delete(session, Model, OWNER, mine)
+    with transaction(engine) as session:
+        jobs.request_cancel(session, OWNER, job_id)
+    with transaction(engine) as session:
+        uploads.delete(session, Model, OWNER, mine)
+    with reading(engine) as session, pytest.raises(NotFound):
+        jobs.weights_of(session, jobs.get_job(session, OWNER, job_id))
+
+
 def test_what_an_unfinished_job_needs_is_not_deleted(engine: Engine, inputs: tuple[str, str]) -> None:
     model_id, dataset_id = inputs
     with transaction(engine) as session:

@@ -22,6 +22,7 @@ from tests.worker.reports import DATASET_SUMMARY, GRAPH, MODEL_SUMMARY, PNG, REP
 from worker.child import main
 
 CHECKPOINT = "state/checkpoint.safetensors"
+KEPT = "checkpoint_step0_epoch{:04d}.onnx"
 
 
 def plan_of(workdir: Path) -> dict[str, Any]:
@@ -39,6 +40,11 @@ def train(workdir: Path, emit: Emit, plan: dict[str, Any]) -> dict[str, Any]:
         time.sleep(plan.get("seconds", 0.05))
         emit(f"fine_tune/0/epoch/{epoch}", epoch=epoch, loss=1 / (epoch + 1))
         emit("progress", stage="fine_tune", fraction=(epoch + 1) / plan["epochs"], eta_seconds=1.0)
+        if "keep" in plan:
+            (workdir / "out" / KEPT.format(epoch)).write_text(f"network {epoch}")
+            emit("artifact", file=f"out/{KEPT.format(epoch)}", epoch=epoch)
+            if plan["keep"] == epoch:
+                return refuse(workdir, emit, plan)
         if plan.get("checkpoints", True):
             temporary = workdir / "state" / ".writing"
             temporary.write_text(json.dumps({"epoch": epoch}))
@@ -181,7 +187,7 @@ def flood(workdir: Path, emit: Emit, plan: dict[str, Any]) -> dict[str, Any]:
 
 
 def announce_nothing(workdir: Path, emit: Emit, plan: dict[str, Any]) -> dict[str, Any]:
-    emit("checkpoint", file=plan["file"], number=1)
+    emit(plan.get("as", "checkpoint"), file=plan["file"], number=1)
     time.sleep(5)
     return {}
 

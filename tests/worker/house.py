@@ -68,10 +68,17 @@ class House:
             )  # fmt: skip
         return dataset.id
 
-    def job(self, queue: str = "cpu", run_seconds_limit: int = 60, device: str = "cpu", **plan: Any) -> str:
+    def job(
+        self,
+        queue: str = "cpu",
+        run_seconds_limit: int = 60,
+        device: str = "cpu",
+        weights: str = "uploaded",
+        **plan: Any,
+    ) -> str:
         """A queued job whose child does `plan`."""
         step = {"method": "filter_norm", "target": {"macs": 0.5}}
-        recipe = {"steps": [step], "description": json.dumps(plan)}
+        recipe = {"steps": [step], "description": json.dumps(plan), "weights": weights}
         model, dataset = self.model(), self.dataset()
         with transaction(self.context.engine) as session:
             return jobs.create_job(

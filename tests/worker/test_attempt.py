@@ -19,6 +19,7 @@ from store.columns import now_utc
 from store.database import transaction
 from store.errors import StorageUnavailable
 from store.reaper import reap
+from tests.worker.fake_child import KEPT
 from tests.worker.house import FAKE_CHILD, House, wait_for
 from tests.worker.reports import RESULTS
 from worker.answers import REQUIRED_OUTPUTS
@@ -119,6 +120,14 @@ def test_what_the_child_has(house: House, monkeypatch: pytest.MonkeyPatch) -> No
     assert seen["torch"] is False
 
 
+def test_the_weights_of_another_model_come_along(house: House) -> None:
+    job_id = house.job(do="look_round", weights=house.model("other weights", "pt2"))
+    run_job(house.context, job_id)
+    (seen,) = [event.body for event in house.events(job_id) if event.name == "import/seen"]
+    assert seen["inputs"] == {"model.onnx": "0o444", "weights.pt2": "0o444"}
+    assert house.read(job_id).state == "succeeded"
+
+
 @pytest.mark.parametrize(
     ("plan", "code"),
     [
@@ -135,6 +144,10 @@ def test_what_the_child_has(house: House, monkeypatch: pytest.MonkeyPatch) -> No
         ({"do": "leave", "file": "out/report.md", "as": "a file", "report": [[]]}, "output_refused"),
         ({"do": "announce_nothing", "file": "state/nothing"}, "checkpoint_unusable"),
         ({"do": "announce_nothing", "file": "../../billhook.db"}, "checkpoint_unusable"),
+        ({"do": "announce_nothing", "as": "artifact", "file": "out/checkpoint_step0_epoch0001.onnx"}, "output_refused"),
+        ({"do": "announce_nothing", "as": "artifact", "file": "out/../job.json"}, "output_refused"),
+        ({"do": "announce_nothing", "as": "artifact", "file": "out/report.json"}, "output_refused"),
+        ({"do": "announce_nothing", "as": "artifact", "file": None}, "output_refused"),
     ],
     ids=lambda value: value if isinstance(value, str) else "-".join(map(str, value.values()))[:60],
 )
@@ -221,6 +234,32 @@ def test_a_child_killed_from_outside_is_tried_again_from_its_checkpoint(house: H
     assert epochs == [(1, 0), (1, 1), (1, 2), (2, 3)]
     assert "state/checkpoint.safetensors" not in house.artifacts(job_id)
     house.assert_no_gaps(job_id)
+
+
+def test_files_that_are_kept_outlive_an_attempt(house: House) -> None:
+    job_id = house.job(do="train", epochs=4, die_at=1, keep=-1)
+    run_job(house.context, job_id)
+    assert house.read(job_id).state == "queued"
+    names = [KEPT.format(epoch) for epoch in range(4)]
+    assert set(house.artifacts(job_id)) == {"state/checkpoint.safetensors", *names[:2]}
+    run_job(house.context, job_id)
+    assert house.read(job_id).state == "succeeded"
+    artifacts = house.artifacts(job_id)
+    assert set(artifacts) == {*REQUIRED_OUTPUTS, *names}
+    assert {artifacts[name].kind for name in names} == {"output"}
+    for epoch, name in enumerate(names):
+        assert house.context.storage.read_bytes(artifacts[name].sha256) == f"network {epoch}".encode()
+    told = [event.body for event in house.events(job_id) if event.name == "artifact"]
+    assert [(body["file"], body["sha256"]) for body in told] == [
+        (f"out/{name}", artifacts[name].sha256) for name in names
+    ]
+
+
+def test_files_that_are_kept_outlive_a_failed_job(house: House) -> None:
+    job_id = house.job(do="train", epochs=4, keep=1)
+    run_job(house.context, job_id)
+    assert house.read(job_id).state == "failed"
+    assert set(house.artifacts(job_id)) == {KEPT.format(0), KEPT.format(1)}
 
 
 def test_three_deaths_without_a_new_checkpoint_are_poison(house: House) -> None:

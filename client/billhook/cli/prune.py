@@ -173,6 +173,7 @@ def _document(result: Pruned, missed: RequirementsMissed | None) -> dict[str, An
     document: dict[str, Any] = {
         **result.file.as_dict(),
         "requirements_met": result.report.requirements_met, "target_met": result.report.target_met,
+        "drop_in": result.report.drop_in,
         "model": result.model.id, "dataset": result.dataset.id, "job": result.job.raw, "report": result.report.raw,
     }  # fmt: skip
     return document if missed is None else {**document, "error": missed.as_dict()}

@@ -11,7 +11,7 @@ from billhook.cli import graph_tables, tables
 from billhook.cli.progress import ProgressDisplay
 from billhook.cli.prune import document_argument, shape_argument
 from billhook.cli.session import Session, command
-from billhook.errors import ApiError
+from billhook.errors import ApiError, InputInvalid
 
 Limit = Annotated[int, typer.Option("--limit", metavar="N", min=1, help="At most so many, the newest.")]
 Timeout = Annotated[float | None, typer.Option(
@@ -71,12 +71,18 @@ def show_model(
 def add_model(
     session: Session,
     file: Annotated[
-        Path, typer.Argument(metavar="FILE", help="An ONNX, .pt2 or safetensors file, or a zip (of ONNX).")
-    ],
+        Path | None, typer.Argument(metavar="FILE", help="An ONNX, .pt2 or safetensors file, or a zip (of ONNX).")
+    ] = None,
     architecture: Annotated[
         str | None, typer.Option(metavar="NAME", help="For safetensors: resnet20, timm:NAME, …")
     ] = None,
     input_shape: Annotated[str | None, typer.Option(metavar="C,H,W", help="For safetensors, e.g. 3,32,32.")] = None,
+    job: Annotated[
+        str | None, typer.Option(metavar="JOB_ID", help="Instead of a file: a model that this job has made.")
+    ] = None,
+    artifact: Annotated[
+        str | None, typer.Option(metavar="NAME", help="With --job: which file of it; pruned.onnx if left out.")
+    ] = None,
     timeout: Timeout = None,
 ) -> None:
     """Add a model and wait until the server has checked it.
@@ -90,7 +96,20 @@ def add_model(
       billhook models add exported.pt2
       billhook models add weights.safetensors \\
           --architecture resnet20 --input-shape 3,32,32
+      billhook models add --job job_… \\
+          --artifact checkpoint_step0_epoch0010.onnx
     """
+    if (file is None) == (job is None):
+        raise InputInvalid("a model is FILE, or --job and --artifact: one of them")
+    if file is None:
+        assert job is not None
+        if architecture is not None or input_shape is not None:
+            raise InputInvalid("--architecture and --input-shape are for a safetensors file, not for --job")
+        model = session.client.model_from_job(job, artifact or "pruned.onnx", timeout=timeout)
+        session.show(model.raw, lambda: graph_tables.record(model))
+        return
+    if artifact is not None:
+        raise InputInvalid("--artifact is for --job")
     with ProgressDisplay(session.err) as display:
         display.show_upload("model", str(file))
         model = session.client.upload_model(

@@ -121,6 +121,21 @@ def upload_model(
     return (yield from _ready(core, Model, model, deadline, str(path)))
 
 
+def model_from_job(
+    core: Core, job_id: str, artifact: str = "pruned.onnx", *, timeout: float | None = None
+) -> Operation[Model]:
+    """A model that a job has made, ready to be used: its result, or a checkpoint that a `train` step kept.
+
+    Nothing is downloaded or sent: the server has the file. Raises `UploadRefused`, `Timeout`, `ApiError` (404: no such
+    job or artifact; 422: one that is no model).
+    """
+    deadline = deadline_after(core, timeout)
+    call = Call("POST", "/v1/models", json={"artifact": {"job": job_id, "name": artifact}})
+    reply = yield from send(core, call, deadline=deadline)
+    model = parse(Model, body_of(reply))
+    return (yield from _ready(core, Model, model, deadline, f"{artifact} of {job_id}"))
+
+
 # --- datasets --------------------------------------------------------------------------------------------------------
 
 
