@@ -50,7 +50,7 @@ def check(
         pointer = f"/datasets/{position}"
         dataset = _subject(session, Dataset, owner, dataset_id, pointer, faults, waiting)
         if model is not None and dataset is not None:
-            new_head = plan.recipe is not None and plan.recipe.head == "replace"
+            new_head = _wants_new_head(plan.recipe, document)
             faults += summary_faults(model.summary, dataset.summary, dataset.options, pointer, new_head=new_head)
     weights = _weights(session, owner, plan.recipe, faults, waiting)
     if model is not None and weights is not None:
@@ -102,6 +102,14 @@ def _plan(
     faults += found
     queue, found = _queue(document.get("device", "auto"), devices)
     return _Plan(request, recipe, recipe_name, queue), faults + found
+
+
+def _wants_new_head(recipe: Recipe | None, document: dict[str, Any]) -> bool:
+    """As the recipe says, or means to say where it has faults: what it is about must not add to them."""
+    if recipe is not None:
+        return recipe.head == "replace"
+    given = document.get("recipe")
+    return isinstance(given, dict) and given.get("head") == "replace"
 
 
 def _weights(
