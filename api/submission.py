@@ -54,7 +54,7 @@ def check(
             faults += summary_faults(
                 model.summary, dataset.summary, dataset.options, pointer,
                 task="classification" if plan.recipe is None else plan.recipe.task,
-                new_head=plan.recipe is not None and plan.recipe.head == "replace",
+                new_head=_wants_new_head(plan.recipe, document),
             )  # fmt: skip
     weights = _weights(session, owner, plan.recipe, faults, waiting)
     if model is not None and weights is not None:
@@ -108,6 +108,14 @@ def _plan(
     if queue == "cpu" and recipe is not None:
         found = [*found, *precision_faults(recipe, ON_CPU, "training on the CPU", prefix="/recipe")]
     return _Plan(request, recipe, recipe_name, queue), faults + found
+
+
+def _wants_new_head(recipe: Recipe | None, document: dict[str, Any]) -> bool:
+    """As the recipe says, or means to say where it has faults: what it is about must not add to them."""
+    if recipe is not None:
+        return recipe.head == "replace"
+    given = document.get("recipe")
+    return isinstance(given, dict) and given.get("head") == "replace"
 
 
 def _weights(

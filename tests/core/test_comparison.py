@@ -8,11 +8,20 @@ from typing import Any
 import pytest
 from torch import nn
 
-from core.comparison import doubts, measure, output_kind, ratios, requirement_results, sample_inputs
+from core.comparison import (
+    changed_interface,
+    doubts,
+    measure,
+    output_kind,
+    ratios,
+    requirement_results,
+    sample_inputs,
+)
 from core.graph.architectures import build
 from core.graph.export import write_onnx
 from core.graph.lowering import trace
 from core.measure.memory import MemoryNotMeasured
+from core.recipe import parse_recipe
 from core.report import Latency, Memory, SplitScore, Variant
 from core.requirements import Requirements
 from core.task_settings import MEASURES
@@ -95,7 +104,8 @@ def test_a_noisy_memory_is_told() -> None:
 
 def test_another_opset_is_told() -> None:
     newer = {"original": variant(opset=13), "pruned": variant(opset=17)}
-    assert doubts(newer)[0] == "exported as opset 17, uploaded as 13: not drop-in"
+    recipe = parse_recipe({"steps": [{"method": "train", "epochs": 1}]})
+    assert changed_interface(newer, recipe) == ["exported as opset 17, uploaded as 13: not drop-in"]
 
 
 @pytest.mark.parametrize(
