@@ -92,7 +92,7 @@ def parquet_files(path: Path) -> Iterator[tuple[list[File], list[str]]]:
     with path.open("rb") as file:
         packed = file.read(4) == b"PK\x03\x04"
     if not packed:
-        yield [File(None, None, partial(open, path, "rb"))], []
+        yield [File(None, None, lambda: path.open("rb"))], []
         return
     with open_archive(path, ZIP_LIMITS) as (archive, members), tempfile.TemporaryDirectory() as folder:
         files = [member for member in members if not member.is_dir() and not is_litter(member.filename)]
