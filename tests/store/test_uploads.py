@@ -66,6 +66,53 @@ def test_a_built_in_dataset_is_known_without_content(engine: Engine) -> None:
     assert digits({"splits": {"seed": 1}})[1] is True
 
 
+def fetched(engine: Engine, sha256: str, pinned: str | None = None, **given: Any) -> str:
+    """A dataset by reference; where it is new, a worker has its file."""
+    with transaction(engine) as session:
+        dataset, new = uploads.create_dataset(
+            session, owner=OWNER, sha256=None, bytes=0, filename="d.zip", format="image_folder", options={},
+            uri="https://a.com/d.zip", pinned_sha256=pinned, **given,
+        )  # fmt: skip
+    if new:
+        with transaction(engine) as session:
+            check = uploads.claim_check(session, dataset.id)
+            assert check is not None
+            uploads.set_fetched(session, check, sha256, 9, "e.zip")
+            uploads.set_ready(session, check, {})
+    return dataset.id
+
+
+def test_what_was_fetched_is_known_by_its_content_once(engine: Engine) -> None:
+    first, second = fetched(engine, "a" * 64), fetched(engine, "a" * 64)
+    assert first != second
+    assert fetched(engine, "a" * 64, pinned="a" * 64) == first
+    with transaction(engine) as session:
+        found = [uploads.get(session, Dataset, OWNER, each) for each in (first, second)]
+        assert [(each.sha256, each.bytes, each.filename, each.state) for each in found] == [
+            ("a" * 64, 9, "e.zip", "ready")
+        ] * 2
+    with transaction(engine) as session:
+        dataset, new = uploads.create_dataset(
+            session, owner=OWNER, sha256="a" * 64, bytes=9, filename="mine.zip", format="image_folder", options={}
+        )
+        assert (dataset.id, new) == (first, False)
+
+
+def test_what_was_fetched_for_a_check_that_was_lost_is_not_recorded(engine: Engine) -> None:
+    with transaction(engine) as session:
+        dataset, _ = uploads.create_dataset(
+            session, owner=OWNER, sha256=None, bytes=0, filename="d.zip", format="image_folder", options={},
+            uri="https://a.com/d.zip",
+        )  # fmt: skip
+    with transaction(engine) as session:
+        check = uploads.claim_check(session, dataset.id)
+    assert check is not None
+    with transaction(engine) as session:
+        uploads.delete(session, Dataset, OWNER, dataset.id)
+    with pytest.raises(LeaseLost), transaction(engine) as session:
+        uploads.set_fetched(session, check, "a" * 64, 9, "e.zip")
+
+
 def test_lists_are_newest_first_in_pages(engine: Engine) -> None:
     ids = [add(engine, sha256=digit * 64)[0].id for digit in "abc"]
     add(engine, owner="bob")
