@@ -33,6 +33,7 @@ from core.tasks.task import Figures, OutputKind, Task
 
 LATENCY_SECONDS = 6.0
 """Budget of one latency setting for each variant; it ends sooner where three windows agree."""
+PARITY_IMAGES = 32
 TRAIN_IMAGES = 2_000
 """Of the training split, for the gap between accuracies on what was trained on and on what was not."""
 MEMORY_NOISE = 0.1
@@ -43,6 +44,11 @@ def sample_inputs(dataset: Dataset, split: SplitName, images: int) -> Tensor:
     """Exactly `images` model inputs (images, ...) from the front of a split, over again where it has fewer."""
     rows = dataset.splits[split].rows
     return dataset.preprocess(rows.take(torch.arange(images) % len(rows)))
+
+
+def parity_inputs(network: Network, dataset: Dataset, split: SplitName) -> Tensor:
+    """Real inputs to compare files and networks on: 32, or as many as there are and as memory has room for."""
+    return sample_inputs(dataset, split, min(inference_batch(network, PARITY_IMAGES), len(dataset.splits[split])))
 
 
 def output_kind(network: Network) -> OutputKind:

@@ -21,7 +21,6 @@ from typing import Any
 import torch
 from safetensors.torch import save as save_safetensors
 
-from core.batch_size import inference_batch
 from core.batchnorm import with_batch_norm, without_batch_norm
 from core.beginning import begin, new_head
 from core.comparison import (
@@ -32,13 +31,13 @@ from core.comparison import (
     doubts,
     layer_table,
     measure,
+    parity_inputs,
     ratios,
     requirement_results,
     sample_inputs,
 )
 from core.controls import Control, Failed, Ran, Surroundings, expected, run_controls
 from core.data.datasets import Dataset
-from core.data.source import SplitName
 from core.devices import require_device, require_precision, torch_settings
 from core.errors import BillhookError, ExactnessFailed, ParityFailed
 from core.events import Emit, jsonable
@@ -65,8 +64,6 @@ from core.targets import latency_doubts, target_results
 from core.tasks import Task, task_of
 from core.training.trainer import Trainer
 
-PARITY_IMAGES = 32
-BASELINE_SPLITS: tuple[SplitName, ...] = ("validation", "test")
 EXPORT_SECONDS, MEASURE_SECONDS = 2.0, 15.0
 """What these stages usually take beside running the data through; for the progress."""
 
@@ -120,9 +117,8 @@ class _Job:
             measured=self.progress.tick,
         )
         self._plan(original, counts, dataset, trainer)
-        images = _parity_images(original, dataset, "validation")
-        classes = len(dataset.classes)
-        begun = begin(self.inputs, uploaded, images, self.workdir, self.emit, classes=classes)
+        images = parity_inputs(original, dataset, "validation")
+        begun = begin(self.inputs, uploaded, images, self.workdir, self.emit, classes=len(dataset.classes))
         self.checks += begun.checks
         self.warnings += begun.warnings
         start, inserted = self._insert(begun.network, dataset, trainer)
@@ -179,7 +175,7 @@ class _Job:
         network, dataset = read_inputs(self.inputs, self.workdir / "images")
         if self.inputs.model.format == "onnx":
             # that ONNX Runtime and we read the same network out of the file, before anything is built on it
-            images = _parity_images(network, dataset, "validation")
+            images = parity_inputs(network, dataset, "validation")
             check = check_parity(network, self._original_file(), images)
             self.checks.append(check.model_copy(update={"name": "parity/import"}))
         counts = count(network)
@@ -220,7 +216,7 @@ class _Job:
         later attempt does it again: the same images give the same statistics."""
         if self.recipe.batchnorm == "keep":
             return original, None
-        images = _parity_images(original, dataset, "validation")
+        images = parity_inputs(original, dataset, "validation")
         network, entry, check = with_batch_norm(original, trainer.sample(original, label="batchnorm"), images)
         self.checks.append(check)
         self.emit("import/batchnorm", layers=entry["layers"], exactness=check.error)
@@ -228,14 +224,14 @@ class _Job:
 
     def _fold(self, done: Done, inserted: dict[str, Any], dataset: Dataset) -> None:
         """Takes the inserted BatchNorms out of what the steps have left."""
-        images = _parity_images(done.network, dataset, "test")
+        images = parity_inputs(done.network, dataset, "test")
         done.network, entries, checks, warnings = without_batch_norm(done.network, inserted, images)
         done.plan = [inserted, *done.plan, *entries]
         done.checks += checks
         done.warnings += warnings
         self.emit("export/batchnorm", layers=entries[0]["into"] if entries else {}, warnings=warnings)
         for control in [*self.controls]:
-            images = _parity_images(control.network, dataset, "test")
+            images = parity_inputs(control.network, dataset, "test")
             try:
                 control.network, _, checks, warnings = without_batch_norm(control.network, inserted, images)
             except ExactnessFailed as error:
@@ -273,7 +269,7 @@ class _Job:
         self.progress.begin("export", "export")
         original.to("cpu").eval()
         pruned = done.network.to("cpu").eval()
-        images = _parity_images(original, dataset, "test")
+        images = parity_inputs(original, dataset, "test")
         files = {"original": self.workdir / "original.onnx", "pruned": self.out / "pruned.onnx"}
         opset = self.recipe.export.opset
         if self.inputs.model.format == "onnx" and self.recipe.head == "keep":
@@ -379,11 +375,6 @@ class _Job:
     def _write_json(self, name: str, document: Any) -> None:
         content = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
         write_atomically(self.out / name, content.encode())
-
-
-def _parity_images(network: Network, dataset: Dataset, split: SplitName) -> torch.Tensor:
-    """Real inputs to compare files and networks on: 32, or as many as there are and as memory has room for."""
-    return sample_inputs(dataset, split, min(inference_batch(network, PARITY_IMAGES), len(dataset.splits[split])))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
