@@ -85,7 +85,8 @@ def job(workdir: Path, images: int, target: float, epochs: int) -> Report:
             "task": "imitation",
             "training": {"optimizer": {"name": "adamw", "lr": 5e-4}, "batch_size": 16},
             "steps": [
-                {"method": "filter_norm", "normalize": "max", "ratio_per_round": 0.15, "every_epochs": 1,
+                {"method": "filter_norm", "signal": "activations", "normalize": "max", "ratio_per_round": 0.1,
+                 "every_epochs": 2,
                  "target": {"macs": target}, "fine_tune": {"epochs": epochs}}
             ],
             "baselines": ["random"],
@@ -129,8 +130,8 @@ def table(report: Report) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=240)
-    parser.add_argument("--target", type=float, default=0.7, help="share of the MACs that remains at most")
-    parser.add_argument("--epochs", type=int, default=5, help="of the fine-tuning at the end")
+    parser.add_argument("--target", type=float, default=0.75, help="share of the MACs that remains at most")
+    parser.add_argument("--epochs", type=int, default=6, help="of the fine-tuning at the end")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         report = job(Path(folder), arguments.images, arguments.target, arguments.epochs)
