@@ -54,7 +54,7 @@ def record(uri: str, sha256: str | None = None, format: str = "image_folder") ->
 # --- what is fetched -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("sha256", [None, SHA256])
+@pytest.mark.parametrize("sha256", [None, SHA256], ids=["unpinned", "pinned"])
 @pytest.mark.parametrize("chunked", [False, True])
 def test_a_file(server: Server, get: Fetch, tmp_path: Path, sha256: str | None, chunked: bool) -> None:
     server.files["/images.zip"].chunked = chunked
