@@ -11,8 +11,10 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import math
 import os
 import platform
+import shlex
 import statistics
 import sys
 import tempfile
@@ -71,7 +73,7 @@ def result_of(ended: Ended) -> dict[str, Any]:
 
 def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     limit = arguments.limit_mib * MIB
-    images = -(-arguments.times * limit // (3 * arguments.side**2))
+    images = math.ceil(arguments.times * limit / (3 * arguments.side**2))
     large, small = folder / "large.zip", folder / "small.zip"
     make_zip(large, images, arguments.side)
     make_zip(small, arguments.sample, arguments.side)
@@ -88,7 +90,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     room = Room(memory_bytes=int(limit * MEMORY_SHARE))
     within = result_of(run(folder / "within", plan(large, room), limit))
     print("what happens when they are held in memory all the same …", flush=True)
-    held = run(folder / "held", plan(large, Room(memory_bytes=2 * arguments.times * limit)), limit)
+    held = run(folder / "held", plan(large, Room(memory_bytes=2 * math.ceil(arguments.times * limit))), limit)
     print("streamed and held in memory, in turn …", flush=True)
     turns = result_of(run(folder / "turns", plan(small, Room(), arguments.rounds), 16 * limit))
     return {"limit_bytes": limit, "alone": alone, "within": within, "held": dict(held.body), "turns": turns}
@@ -155,13 +157,13 @@ def text_of(found: dict[str, Any], arguments: argparse.Namespace) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--limit-mib", type=int, default=704, help="memory limit of the child")
-    parser.add_argument("--times", type=int, default=4, help="decoded bytes of the dataset over the limit")
+    parser.add_argument("--limit-mib", type=int, default=896, help="memory limit of the child")
+    parser.add_argument("--times", type=float, default=4, help="decoded bytes of the dataset over the limit")
     parser.add_argument("--side", type=int, default=64, help="pixels")
     parser.add_argument("--architecture", default="small_cnn")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--threads", type=int, help="torch threads; default: all cores")
-    parser.add_argument("--sample", type=int, default=4_096, help="images of the turns")
+    parser.add_argument("--sample", type=int, default=2_560, help="images of the turns")
     parser.add_argument("--rounds", type=int, default=5, help="after one that is thrown away")
     parser.add_argument("--remark", default="", help="for the page, as that the machine was busy")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the page")
@@ -176,7 +178,8 @@ def main() -> int:
     (arguments.results / "streaming.json").write_text(json.dumps(raw, indent=1) + "\n")
     text = text_of(found, arguments)
     print(text)
-    heading = HEADING.format(command="python -m bench.streaming", machine=machine)
+    command = " ".join(["python -m bench.streaming", *map(shlex.quote, sys.argv[1:])])
+    heading = HEADING.format(command=command, machine=machine)
     (arguments.results / "streaming.md").write_text(heading + text)
     return 0
 
