@@ -35,6 +35,7 @@ class _ModelSummary(BaseModel):
 class _DatasetSummary(BaseModel):
     classes: list[str]
     image_shape: tuple[int, int, int]  # channels, height, width, after resizing
+    splits: dict[str, Any] = {}
 
 
 def summary_faults(
@@ -45,6 +46,7 @@ def summary_faults(
     *,
     task: TaskName,
     new_head: bool = False,
+    wants_pruning: bool = False,
 ) -> list[Fault]:
     """What does not fit, with pointers below `pointer` (the dataset's place in the request) or at `/model`."""
     try:
@@ -56,6 +58,7 @@ def summary_faults(
     faults = fit_faults(
         network.inputs, network.outputs, image_shape=images.image_shape, classes=len(images.classes),
         options=preprocess, task=task, new_head=new_head,
+        lacks_pruning=wants_pruning and "pruning" not in images.splits,
     )  # fmt: skip
     return [
         fault if fault.pointer == "/model" else dataclasses.replace(fault, pointer=pointer + fault.pointer)

@@ -55,6 +55,7 @@ def check(
                 model.summary, dataset.summary, dataset.options, pointer,
                 task="classification" if plan.recipe is None else plan.recipe.task,
                 new_head=_wants_new_head(plan.recipe, document),
+                wants_pruning=plan.recipe is not None and plan.recipe.uses_pruning_split,
             )  # fmt: skip
     weights = _weights(session, owner, plan.recipe, faults, waiting)
     if model is not None and weights is not None:

@@ -268,6 +268,14 @@ def changed_interface(variants: Mapping[str, Variant], recipe: Recipe) -> list[s
     return found
 
 
+def unused_pruning(dataset: Dataset, recipe: Recipe) -> list[str]:
+    """A warning where images were kept from the training for nothing."""
+    if "pruning" not in dataset.splits or recipe.uses_pruning_split:
+        return []
+    images = len(dataset.splits["pruning"])
+    return [f"the {images} images of the dataset's pruning split were neither scored on nor trained on"]
+
+
 def doubts(variants: Mapping[str, Variant]) -> list[str]:
     """What a reader of the measurements should know."""
     found = []

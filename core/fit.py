@@ -56,6 +56,7 @@ def fit_faults(
     options: Preprocess,
     task: TaskName = "classification",
     new_head: bool = False,
+    lacks_pruning: bool = False,
 ) -> list[Fault]:
     """What does not fit; empty where everything does.
 
@@ -65,6 +66,7 @@ def fit_faults(
             anything. A dynamic dimension fits anything.
         image_shape: (channels, height, width) of the images after resizing.
         new_head: the model gets another classifier: how many classes it has now does not matter.
+        lacks_pruning: the recipe wants a pruning split, and the dataset has none.
     """
     if len(inputs) != 1:
         names = ", ".join(spec.name for spec in inputs)
@@ -86,6 +88,9 @@ def fit_faults(
         target = [want if isinstance(want, int) else got for want, got in zip(sides, have, strict=True)]
         message = f"images are {have[0]}×{have[1]}, the model's input is {_text(shape)} ({options.layout})"
         faults.append(Fault("/preprocess/size", message, f"{target}, or another layout"))
+    if lacks_pruning:
+        message = "the recipe scores on a pruning split or trains on it, and the dataset has none"
+        faults.append(Fault("/splits/pruning", message, "a share of the training images, as 0.1"))
     if task == "imitation":
         return faults
     if task == "reconstruction":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from core.data.datasets import Dataset, load_dataset
@@ -20,14 +21,16 @@ def read_inputs(inputs: JobInputs, images: Path) -> tuple[Network, Dataset]:
     opset.
     """
     recipe = inputs.recipe
-    replaced = recipe.head == "replace"
+    fitting = partial(
+        check_fits, task=recipe.task, new_head=recipe.head == "replace", wants_pruning=recipe.uses_pruning_split
+    )
     network = load(inputs.model)
     dataset = load_dataset(inputs.datasets[0], inputs.room, images)
-    dataset = check_fits(dataset, network.inputs, network.known_outputs(), recipe.task, new_head=replaced)
+    dataset = fitting(dataset, network.inputs, network.known_outputs())
     if network.input_shapes[0] != dataset.input_shape:
         # the upload leaves height or width open: counts and latency are those at the dataset's size
         network = Network(network.module, network.inputs, network.outputs, network.origin, (dataset.input_shape,))
-        dataset = check_fits(dataset, network.inputs, network.computed_outputs(), recipe.task, new_head=replaced)
+        dataset = fitting(dataset, network.inputs, network.computed_outputs())
     network.grouped = grouped_cuts(network.module, recipe.export.grouped)
     to_onnx(network, opset=recipe.export.opset)  # an opset that cannot hold the network is refused at once
     return network, dataset

@@ -57,11 +57,14 @@ class Splits(_Record):
     """Which images, and how they are shared out: shares are taken from whatever the dataset does not split itself,
     stratified, by seed.
 
+    `pruning`: a share taken from the training images, whatever the dataset splits itself, for what is scored on it
+    instead of on images that are trained on (Velici 2022, section 3.7); None: none.
     `classes`: only these are taken; `holdout_classes`: all but these. Names of folders, or the integers of an npz.
     """
 
     validation: float = Field(0.1, gt=0, lt=1)
     test: float = Field(0.2, gt=0, lt=1)
+    pruning: float | None = Field(None, gt=0, lt=1)
     seed: int = Field(0, ge=0)
     classes: Annotated[Items[str], Field(min_length=2)] | None = None
     holdout_classes: Annotated[Items[str], Field(min_length=1)] | None = None
@@ -77,11 +80,10 @@ class Splits(_Record):
 
     @model_validator(mode="after")
     def _something_to_train_on(self) -> Splits:
-        if self.validation + self.test >= 1:
-            raise ValueError(
-                f"validation ({self.validation:g}) and test ({self.test:g}) leave nothing to train on: "
-                "shares that add up to less than 1 are needed"
-            )
+        named = {"validation": self.validation, "test": self.test, "pruning": self.pruning or 0}
+        if sum(named.values()) >= 1:
+            told = " and ".join(f"{name} ({share:g})" for name, share in named.items() if share)
+            raise ValueError(f"{told} leave nothing to train on: shares that add up to less than 1 are needed")
         return self
 
 

@@ -35,6 +35,7 @@ from core.comparison import (
     ratios,
     requirement_results,
     sample_inputs,
+    unused_pruning,
 )
 from core.controls import Control, Failed, Ran, Surroundings, expected, run_controls
 from core.data.datasets import Dataset
@@ -349,6 +350,7 @@ class _Job:
             macs_not_counted=NOT_COUNTED,
             warnings=[
                 *dataset.warnings,
+                *unused_pruning(dataset, self.recipe),
                 *done.warnings,
                 *self.warnings,
                 *not_drop_in,

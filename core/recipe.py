@@ -99,6 +99,10 @@ class FilterNorm(Section):
     every_epochs: int = Field(7, ge=1, le=1_000)
     scope: Literal["local", "global"] = "local"
     normalize: Literal["none", "max"] = "none"
+    scores: Literal["training", "pruning_split"] = Field(
+        "training",
+        description="where activations are noticed: while the rounds train, or on the dataset's pruning split after it",
+    )
     target: Target = Field(description="what may remain at most of params, macs, filters, size or latency")
     fine_tune: FineTune = FineTune()
 
@@ -106,12 +110,14 @@ class FilterNorm(Section):
     def _norms_are_normalised(self) -> FilterNorm:
         if self.signal == "random" and self.normalize != "none":
             raise ValueError("normalize is of norms, signal: random has none: leave one of them out")
+        if self.signal != "activations" and self.scores != "training":
+            raise ValueError(f"scores is of signal: activations; signal: {self.signal} looks at no images")
         return self
 
     def at_random(self) -> FilterNorm:
         """The same step with random scores and no guard."""
         target = self.target.model_copy(update={"max_accuracy_drop": None})
-        return self.model_copy(update={"signal": "random", "normalize": "none", "target": target})
+        return self.model_copy(update={"signal": "random", "normalize": "none", "scores": "training", "target": target})
 
     def trainings(self, defaults: Training) -> list[tuple[Training, int]]:
         """Settings and epochs of each kind of training that it asks for, the one that ends it last."""
@@ -313,6 +319,13 @@ class Recipe(Section):
     def weights_model(self) -> str | None:
         """The id of the model whose weights the steps begin with, where `weights` names one."""
         return None if self.weights in ("uploaded", "random") else self.weights
+
+    @property
+    def uses_pruning_split(self) -> bool:
+        """Whether anything is scored on the dataset's pruning split, or trained on it."""
+        scored = any(getattr(step, "scores", None) == "pruning_split" for step in self.steps)
+        trainings = [self.training, *(training for training, _ in self.trainings())]
+        return scored or any(training.pruning_split == "trained_on" for training in trainings)
 
     def trainings(self) -> list[tuple[Training, int]]:
         """Settings and epochs of each kind of training that steps and baselines ask for, where that can be told."""

@@ -151,6 +151,9 @@ class WeightNoise(Section):
     per: Literal["layer", "kernel"] = "layer"
 
 
+PruningSplit = Literal["held_out", "trained_on"]
+
+
 class Training(Section):
     """The defaults of every training in the recipe; a step's `fine_tune` may override each field.
 
@@ -160,7 +163,8 @@ class Training(Section):
     its best epoch on the validation split lies that many epochs back; 0: never. It is not for the rounds of a method
     that counts their epochs. `freeze`: the classifier's weights stay as they are. `precision`: that layers compute in
     while they are trained, under autocast; weights, losses and every measurement are float32. `compile`: a training
-    step's forward and backward are compiled by `torch.compile`.
+    step's forward and backward are compiled by `torch.compile`. `pruning_split`: whether the images of the dataset's
+    pruning split are trained on, too.
     """
 
     optimizer: Optimizer = Sgd()
@@ -176,6 +180,7 @@ class Training(Section):
     freeze: Literal["none", "classifier"] = "none"
     precision: Precision = "float32"
     compile: bool = False
+    pruning_split: PruningSplit = "held_out"
 
 
 # --- when a method that goes in rounds fine-tunes --------------------------------------------------------------------
@@ -273,6 +278,7 @@ class Overrides(Section):
     freeze: Literal["none", "classifier"] | None = None
     precision: Precision | None = None
     compile: bool | None = None
+    pruning_split: PruningSplit | None = None
 
     def resolved(self, defaults: Training) -> Training:
         """`defaults` with what this section overrides."""

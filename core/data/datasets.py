@@ -100,8 +100,21 @@ class Dataset:
         memory, else whenever they are read."""
         splits = dict(self.splits)
         if channels == "L" and self.image_shape[0] == 3:
+            train, pruning = splits["train"], splits.pop("pruning", None)
+            if pruning is not None:  # together, so that they stay where they can be joined
+                splits["train"] = train.with_rows(train.rows.joined(pruning.rows))
             splits = {name: split.with_rows(split.rows.grey()) for name, split in splits.items()}
+            if pruning is not None:
+                both, here = splits["train"].rows, len(train)
+                splits["train"] = train.with_rows(both.select(slice(0, here)))
+                splits["pruning"] = pruning.with_rows(both.select(slice(here, len(both))))
         return dataclasses.replace(self, splits=splits, channels=channels)
+
+    def with_pruning_in_train(self) -> Dataset:
+        """The same dataset with the images of the pruning split in train, too, behind those that are there."""
+        train, pruning = self.splits["train"], self.splits["pruning"]
+        both = Split(train.rows.joined(pruning.rows), torch.cat([train.y, pruning.y]), train.given, train.index_sha256)
+        return dataclasses.replace(self, splits={**self.splits, "train": both})
 
     def preprocess(self, batch: Tensor) -> Tensor:
         """The model's input: (x · scale − mean) / std, in the model's channels and layout, on the batch's device.

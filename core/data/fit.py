@@ -17,15 +17,17 @@ def check_fits(
     task: TaskName = "classification",
     *,
     new_head: bool = False,
+    wants_pruning: bool = False,
 ) -> Dataset:
     """The dataset with its channels as the model asks for them (where `preprocess.channels` leaves that open).
 
-    inputs, outputs, new_head: as uploaded (see `core.fit.fit_faults`). Raises `DatasetMismatch` with every fault.
+    inputs, outputs, new_head: as uploaded (see `core.fit.fit_faults`). wants_pruning: a pruning split, too. Raises
+    `DatasetMismatch` with every fault.
     """
     options = dataset.options
     faults = fit_faults(
         inputs, outputs, image_shape=dataset.image_shape, classes=len(dataset.classes), options=options, task=task,
-        new_head=new_head,
+        new_head=new_head, lacks_pruning=wants_pruning and "pruning" not in dataset.splits,
     )  # fmt: skip
     if faults:
         raise DatasetMismatch("the dataset does not fit the model", faults=faults)

@@ -59,6 +59,11 @@ class Rows(ABC):
         since a gathered copy would double the dataset's memory."""
 
     @abstractmethod
+    def joined(self, other: Rows) -> Rows:
+        """These images and those of `other`, which was selected from the same. Held ones are not copied where the
+        others lie right behind them."""
+
+    @abstractmethod
     def grey(self) -> Rows:
         """RGB images turned grey, see `to_grey`."""
 
@@ -106,6 +111,17 @@ class Held(Rows):
     def arranged(self, order: Index) -> Held:
         reorder(self.x.numpy(), order)
         return self
+
+    def joined(self, other: Rows) -> Held:
+        if not isinstance(other, Held):
+            raise TypeError("images in memory are joined to such as are in memory")
+        first, second = self.x, other.x
+        behind = first.data_ptr() + first.nbytes == second.data_ptr()
+        same = first.untyped_storage().data_ptr() == second.untyped_storage().data_ptr()
+        if same and behind and first.is_contiguous() and second.is_contiguous():
+            size = (len(first) + len(second), *first.shape[1:])
+            return Held(first.as_strided(size, first.stride(), first.storage_offset()))
+        return Held(torch.cat([first, second]))
 
     def grey(self) -> Held:
         return Held(to_grey(self.x))
@@ -158,6 +174,12 @@ class Stored(Rows):
 
     def arranged(self, order: Index) -> Stored:
         return self.select(order)
+
+    def joined(self, other: Rows) -> Stored:
+        if not isinstance(other, Stored) or other.file is not self.file:
+            raise TypeError("images in a file are joined to such as are in the same file")
+        index = np.concatenate([self._index, other._index])
+        return Stored(self.file, self._shape, self._dtype, index, grey=self._grey)
 
     def grey(self) -> Stored:
         return Stored(self.file, self._shape, self._dtype, self._index, grey=True)

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from core.data.rows import Held, Rows
 
-SplitName = Literal["train", "validation", "test"]
+SplitName = Literal["train", "pruning", "validation", "test"]
 SPLIT_NAMES: tuple[SplitName, ...] = ("train", "validation", "test")
+"""Those that an upload may have itself; all of them every dataset has. "pruning" is taken from train, where wanted."""
 
 
 class Images:

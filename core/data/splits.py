@@ -15,9 +15,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from core.data.rows import Rows
-from core.data.source import SPLIT_NAMES, Images, Source, SplitName, pointer
+from core.data.source import Images, Source, SplitName, pointer
 from core.errors import DatasetMismatch, DatasetUnsuitable, Fault
 from core.job import Splits
+
+ORDER: tuple[SplitName, ...] = ("train", "pruning", "validation", "test")
 
 
 @dataclass(frozen=True)
@@ -75,21 +77,26 @@ def order_classes(source: Source, class_order: Sequence[str] | None) -> Source:
 
 
 def split_source(source: Source, options: Splits) -> dict[SplitName, Part]:
-    """All three splits. Those that are missing are taken from train, class by class, in the shares of `options`.
+    """All splits. Those that are missing are taken from train, class by class, in the shares of `options`; the pruning
+    split, where there is to be one, always is. What stays in train comes first, and the pruning split right behind it.
 
     Every class gives each missing split at least one image and keeps at least one. Images in memory are reordered in
     place, so that they are held once. Raises `DatasetUnsuitable` where a class is too small.
     """
     shares: dict[SplitName, float] = {"test": options.test, "validation": options.validation}
+    if options.pruning is not None:
+        shares["pruning"] = options.pruning
     missing = {name: share for name, share in shares.items() if name not in source.splits}
     pool = source.splits["train"]
     taken = _stratified(pool.y.numpy(), missing, options.seed, source.classes)
     parts: dict[SplitName, Part] = {}
-    order = np.concatenate([taken[name] for name in SPLIT_NAMES if name in taken])
+    order = np.concatenate([taken[name] for name in ORDER if name in taken])
     arranged = pool.rows.arranged(order)
     labels = pool.y[torch.from_numpy(order)]
     start = 0
-    for name in SPLIT_NAMES:
+    for name in ORDER:
+        if name == "pruning" and name not in taken:
+            continue
         if name in taken:
             rows = slice(start, start + len(taken[name]))
             images, index, start = Images(arranged.select(rows), labels[rows]), taken[name], rows.stop
@@ -117,7 +124,9 @@ def find_overlaps(parts: Mapping[SplitName, Part]) -> list[str]:
     """
     digests = {name: np.sort(_digests(part.images.rows)) for name, part in parts.items()}
     warnings, faults = [], []
-    for first, second in combinations(SPLIT_NAMES, 2):
+    for first, second in combinations([name for name in ORDER if name in parts], 2):
+        if second == "pruning":  # both are from what was uploaded as train
+            continue
         inside = _within(digests[second], digests[first])
         shared = int(inside.sum())
         if first == "train" and parts[second].given:
@@ -149,7 +158,7 @@ def _stratified(
 ) -> dict[SplitName, NDArray[np.int64]]:
     """Ascending positions of each split of `shares`, and of what remains as "train"."""
     generator = np.random.Generator(np.random.PCG64(seed))
-    chosen: dict[SplitName, list[NDArray[np.int64]]] = {name: [] for name in SPLIT_NAMES if name in (*shares, "train")}
+    chosen: dict[SplitName, list[NDArray[np.int64]]] = {name: [] for name in ORDER if name in (*shares, "train")}
     faults = []
     for label in np.unique(labels):
         positions = generator.permutation(np.flatnonzero(labels == label))

@@ -21,7 +21,8 @@ Differs from the paper
 - The last round takes no more than the target needs: chunks of weakest units, in order, until it holds. With a target
   of `latency`, which is measured after each cut, every round is whole.
 - The paper stops after 50 epochs, this at the target; the paper has no fine-tuning after the last pass.
-- `signal: random` scores by chance: the control.
+- `signal: random` scores by chance: the control. `scores: pruning_split` notices activations on images that the round
+  has not trained on, after it, in evaluation mode.
 - Every cut is proved exact, and BatchNorm statistics are measured afresh after it. Each round's training starts a new
   optimizer and goes through the recipe's schedule once.
 
@@ -33,11 +34,14 @@ Refuses
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any, Literal
 
+from torch import Tensor
+
+from core.batch_size import inference_batch
 from core.data.datasets import Dataset
 from core.events import Emit
 from core.graph.counts import count
@@ -64,6 +68,7 @@ from core.saliency.filter_norms import FilterNorms
 from core.saliency.random_scores import RandomScores
 from core.state import State
 from core.targets import Goal, Present
+from core.training.memory_format import images_channels_last
 from core.training.policies import FineTuning, expected_trainings
 from core.training.port import FitResult, TrainerPort, add_costs
 from core.training.vicinity import changed_layers
@@ -82,6 +87,7 @@ def filter_norm(
     every_epochs: int,
     scope: Scope,
     normalize: Literal["none", "max"],
+    scores: Literal["training", "pruning_split"] = "training",
     target: Goal,
     fine_tune: FineTune,
     channel_multiple: int,
@@ -210,23 +216,25 @@ def filter_norm(
                 epochs=every_epochs,
                 label=name,
                 state=state.scope("fit"),
-                on_batch=norms.add,
+                on_batch=norms.add if scores == "training" else None,
                 on_epoch=remember,
                 restore_best=False,
                 plan=run.plan,
             )
+        if isinstance(norms, FilterNorms) and scores == "pruning_split":
+            norms.look(network, _pruning_images(network, data))
         run.trained(fit)
         guard.look(network, len(run.plan), run.accuracy if run.plan else None)
 
         # lines 5 and 6: the pruning pass
-        scores = {group.name: norms.scores(group) for group in groups}
+        found = {group.name: norms.scores(group) for group in groups}
         carried = run.carried
         if like is None:
             chosen, carried = select(
-                groups, scores, scope=scope, ratio=ratio_per_round, channel_multiple=channel_multiple, carried=carried
+                groups, found, scope=scope, ratio=ratio_per_round, channel_multiple=channel_multiple, carried=carried
             )
         else:
-            chosen = weakest(scores, like[run.round])
+            chosen = weakest(found, like[run.round])
         removal: dict[str, list[int]] = {}
         wound: list[str] = []
         check = None
@@ -251,7 +259,7 @@ def filter_norm(
             run.visit(step, present, accuracy)
             guard.look(network, len(run.plan), accuracy)
         tuned = tuning.after(run.round, accuracy, last=is_over(present), wound=wound)
-        emit(f"{name}/select", signal=signal, scope=scope, scores=scores, removed=removal,
+        emit(f"{name}/select", signal=signal, scope=scope, scores=found, removed=removal,
              layers=run.plan[-1]["layers"] if removal else {},
              widths={group.name: group.width - len(removal.get(group.name, [])) for group in groups},
              carried={key: float(value) for key, value in carried.items()},
@@ -297,6 +305,13 @@ def planned_trainings(
     rounds = planned_rounds(network, target, ratio=step.ratio_per_round, channel_multiple=channel_multiple)
     own = [(step.every_epochs, macs) for macs in rounds[:-1]]
     return [*own, *expected_trainings(step.fine_tune, rounds[1:], done=0, rounds=len(own))]
+
+
+def _pruning_images(network: Network, data: Dataset) -> Iterator[Tensor]:
+    """The pruning split as model input, not augmented, in order."""
+    device = next(network.parameters()).device
+    for images, _ in data.batches("pruning", inference_batch(network), device=device):
+        yield images_channels_last(images, data.options.layout)
 
 
 def _described(groups: Sequence[ChannelGroup], channel_multiple: int) -> dict[str, Any]:

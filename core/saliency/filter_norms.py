@@ -64,7 +64,7 @@ NORMALIZERS: Mapping[str, Callable[[Tensor], Tensor]] = {"none": lambda norms: n
 class FilterNorms:
     """Accumulates the norms of `layers` of a network. `add` is called once per iteration, after the optimizer step.
 
-    `signal: activations` is noticed by hooks while `recording()` is entered, in training mode only.
+    `signal: activations` is noticed by hooks while `recording()` is entered, in training mode only; or by `look`.
     """
 
     def __init__(
@@ -78,6 +78,7 @@ class FilterNorms:
         self._signal = signal
         self._normalize = NORMALIZERS[normalize]
         self._seen: dict[str, Tensor] = {}
+        self._training = True
         self.totals: dict[str, Tensor] = {}
         self.iterations = 0
 
@@ -101,6 +102,18 @@ class FilterNorms:
             for handle in handles:
                 handle.remove()
             self._seen.clear()
+
+    def look(self, network: Network, batches: Iterable[Tensor]) -> None:
+        """Accumulates over `batches` of model input, one iteration each, in evaluation mode and without gradients."""
+        network.eval()
+        self._training = False
+        try:
+            with self.recording(network), torch.no_grad():
+                for images in batches:
+                    network(images)
+                    self.add(network)
+        finally:
+            self._training = True
 
     def add(self, network: Network) -> None:
         """One iteration is over."""
@@ -127,7 +140,7 @@ class FilterNorms:
 
     def _hook(self, name: str) -> Callable[[nn.Module, Any, Tensor], None]:
         def notice(layer: nn.Module, inputs: Any, output: Tensor) -> None:
-            if layer.training:
+            if layer.training == self._training:
                 norms = activation_norms(layer, output)
                 # a layer that is used twice has one norm over all that it gave
                 self._seen[name] = torch.hypot(self._seen[name], norms) if name in self._seen else norms

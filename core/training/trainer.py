@@ -83,6 +83,7 @@ class Trainer:
         self.plan: Sequence[Mapping[str, Any]] = ()
         self.warnings: list[str] = []
         self._dataset = dataset
+        self._with_pruning: Dataset | None = None
         self._device = device
         self._seed = seed
         self._original_macs = original_macs
@@ -165,7 +166,7 @@ class Trainer:
                     f"{rate:g}; a lower rate may help"
                 )
             seconds = self._clock() - started
-            images = len(self._dataset.splits["train"])
+            images = len(self._data(training).splits["train"])
             record = {
                 "epoch": epoch,
                 "loss": loss,
@@ -261,6 +262,14 @@ class Trainer:
         self._progress.credit(cost.seconds)
         self.budget.spent += cost.epochs
 
+    def _data(self, training: Training) -> Dataset:
+        """The dataset with what `training` is about as its split train."""
+        if training.pruning_split == "held_out":
+            return self._dataset
+        if self._with_pruning is None:
+            self._with_pruning = self._dataset.with_pruning_in_train()
+        return self._with_pruning
+
     def _train(
         self,
         network: Network,
@@ -279,14 +288,15 @@ class Trainer:
         of `extras` added to the loss of a batch of images."""
         seed = derived_seed(self._seed, label)
         torch.manual_seed(derived_seed(seed, f"dropout/{epoch}"))
-        steps = self._dataset.batch_count("train", training.batch_size)
+        data = self._data(training)
+        steps = data.batch_count("train", training.batch_size)
         losses = torch.zeros(steps, device=self._device)
         loss_sum = torch.zeros((), dtype=torch.float64, device=self._device)
         found: list[Figures] = []
         added = {name: torch.zeros_like(loss_sum) for name in extras}
         rates: list[float] = []
-        layout = self._dataset.options.layout
-        batches = self._dataset.batches(
+        layout = data.options.layout
+        batches = data.batches(
             "train",
             training.batch_size,
             epoch=epoch,
@@ -315,7 +325,7 @@ class Trainer:
             if on_batch is not None:
                 on_batch(network)
             self._progress.advance(TRAINING_PASSES * len(labels) * macs / self._original_macs)
-        images_in_all = len(self._dataset.splits["train"])
+        images_in_all = len(data.splits["train"])
         parts = {name: total.item() / images_in_all for name, total in added.items()}
         return rates[0], loss_sum.item() / images_in_all, self.task.accuracy(joined(found)), parts
 

@@ -169,8 +169,8 @@ def add_dataset(
     )] = None,
     splits: Annotated[str | None, typer.Option(
         metavar="FILE|JSON",
-        help="Shares of validation and test where the data has none, and which classes: validation, test, seed, "
-        "classes, holdout_classes.",
+        help="Shares of validation and test where the data has none, of a pruning split, and which classes: "
+        "validation, test, pruning, seed, classes, holdout_classes.",
     )] = None,
     columns: Annotated[str | None, typer.Option(
         metavar="FILE|JSON", help="For Parquet, where the names are unusual: image, label, split.",

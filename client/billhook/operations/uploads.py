@@ -31,7 +31,9 @@ DATASET_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
         "size": None, "scale": 1 / 255, "mean": [0.0], "std": [1.0], "channels": None, "layout": "NCHW",
         "class_order": None,
     },
-    "splits": {"validation": 0.1, "test": 0.2, "seed": 0, "classes": None, "holdout_classes": None},
+    "splits": {
+        "validation": 0.1, "test": 0.2, "pruning": None, "seed": 0, "classes": None, "holdout_classes": None,
+    },
     "columns": {"image": None, "label": None, "split": None},
 }  # fmt: skip
 LONG_POLL_SECONDS = 20.0
