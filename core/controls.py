@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Any
 
 from core.baselines import Baseline, Kind
@@ -19,12 +20,13 @@ from core.graph.initialise import reinitialise
 from core.graph.network import Network
 from core.outcome import Done
 from core.progress import Progress
-from core.recipe import Recipe
+from core.recipe import Recipe, Step, Train
 from core.report import Cost
 from core.schedule_settings import Milestones
 from core.state import State
 from core.steps import planned, run_steps
 from core.targets import Exports
+from core.training.port import add_costs
 from core.training.seeds import derived_seed
 from core.training.trainer import Trainer
 from core.training_settings import Training
@@ -91,7 +93,10 @@ def expected(recipe: Recipe, network: Network, original: Counts, exports: Export
         if baseline.kind == "random":
             found.update({f"{prefix}step/{index}": trainings for index, trainings in enumerate(steps)})
         elif baseline.kind == "unpruned":
-            found[f"{prefix}fine_tune"] = [(epochs, original.macs)]
+            leading = steps[: len(_leading(recipe))]
+            found.update({f"{prefix}step/{index}": trainings for index, trainings in enumerate(leading)})
+            done = sum(number for trainings in leading for number, _ in trainings)
+            found[f"{prefix}fine_tune"] = [(max(0, epochs - done), original.macs)]
         else:
             budget = baseline.settings.budget
             equal = sum(number * macs for number, macs in every) // max(1, last)
@@ -114,12 +119,19 @@ def run_controls(ran: Ran, around: Surroundings) -> list[Control | Failed]:
 
 
 def unpruned(baseline: Baseline, ran: Ran, around: Surroundings, state: State) -> Control:
-    """The network in front of the steps, trained for as many epochs as theirs together, as the last training was."""
-    epochs = ran.done.cost.epochs
-    network = ran.start.clone()
+    """The network in front of the first step that removes something, as the steps before it have trained it, trained on
+    for as many epochs as the pruned network, as the last training was."""
+    leading = [] if "weights" in state else _leading(around.recipe)  # it is done already
+    before = _steps("unpruned", leading, ran, around, state.scope("leading"))
+    network, epochs = before.network, ran.done.cost.epochs - before.cost.epochs
     training = stretched(*around.recipe.steps[-1].trainings(around.recipe.training)[-1])
-    cost = _trained(network, "fine_tune", epochs, training, baseline, around, state)
-    return Control("unpruned", network, cost, f"{epochs} epochs, as the pruned network's")
+    cost, warnings = _trained(network, "fine_tune", epochs, training, baseline, around, state, before=before)
+    return Control("unpruned", network, cost, f"{cost.epochs} epochs, as the pruned network's", warnings)
+
+
+def _leading(recipe: Recipe) -> list[Step]:
+    """The steps in front of the first that removes something."""
+    return list(takewhile(lambda step: isinstance(step, Train), recipe.steps))
 
 
 def stretched(training: Training, epochs: int) -> Training:
@@ -138,13 +150,20 @@ def stretched(training: Training, epochs: int) -> Training:
 
 def random(baseline: Baseline, ran: Ran, around: Surroundings, state: State) -> Control:
     """The recipe's steps with random scores: in each round as many units of each group as the pruned network lost."""
-    prefix = prefix_of(baseline.kind)
     steps = [step.at_random() for step in around.recipe.steps]
+    done = _steps("random", steps, ran, around, state)
+    warnings = [f"control random: {warning}" for warning in done.warnings]
+    return Control("random", done.network, done.cost, "the recipe's steps", warnings)
+
+
+def _steps(kind: Kind, steps: Sequence[Step], ran: Ran, around: Surroundings, state: State) -> Done:
+    """What `steps`, the first of the recipe's, make of what the recipe began with."""
+    prefix = prefix_of(kind)
 
     def emit(name: str, /, **body: Any) -> None:
         around.emit(prefix + name, **body)
 
-    done = run_steps(
+    return run_steps(
         steps,
         ran.start,
         around.dataset,
@@ -158,11 +177,9 @@ def random(baseline: Baseline, ran: Ran, around: Surroundings, state: State) -> 
         emit=emit,
         state=state,
         prefix=prefix,
-        like=ran.done.removed,
+        like=ran.done.removed[: len(steps)],
         epochs_budget=around.recipe.epochs_budget,
     )
-    warnings = [f"control random: {warning}" for warning in done.warnings]
-    return Control("random", done.network, done.cost, "the recipe's steps", warnings)
 
 
 def scratch(baseline: Baseline, ran: Ran, around: Surroundings, state: State) -> Control:
@@ -176,9 +193,10 @@ def scratch(baseline: Baseline, ran: Ran, around: Surroundings, state: State) ->
     )
     assert isinstance(epochs, int)
     training = settings.training(around.recipe.training)
-    cost = _trained(network, "train", epochs, training, baseline, around, state, plan=ran.done.plan)
+    cost, warnings = _trained(network, "train", epochs, training, baseline, around, state, plan=ran.done.plan)
     told = settings.budget if isinstance(settings.budget, str) else "as the recipe says"
-    warnings = [f"control scratch: parameters of no layer keep their values: {', '.join(kept)}"] if kept else []
+    if kept:
+        warnings.append(f"control scratch: parameters of no layer keep their values: {', '.join(kept)}")
     return Control("scratch", network, cost, f"{epochs} epochs, {told.replace('_', ' ')}", warnings)
 
 
@@ -198,17 +216,23 @@ def _trained(
     around: Surroundings,
     state: State,
     plan: Sequence[Mapping[str, Any]] = (),
-) -> Cost:
-    """Trains `network` in place, which `plan` has led to, or takes what an earlier attempt has trained."""
+    before: Done | None = None,
+) -> tuple[Cost, list[str]]:
+    """Trains `network` in place, which `plan` has led to, or takes what an earlier attempt has trained. Returns what it
+    cost, with what was done `before`, and warnings."""
     prefix = prefix_of(baseline.kind)
     if "weights" in state:
         network.load_state_dict(state["weights"])
-        return Cost(**state["cost"])
+        return Cost(**state["cost"]), list(state["warnings"])
     trainer = around.trainer(prefix)
     around.progress.begin("baseline", prefix + label)
     trainer.expect(label, [(epochs, count(network).macs)])
     fit = trainer.fit(network, training=training, epochs=epochs, label=label, state=state.scope("fit"), plan=plan)
     state.drop("fit")
-    state.save(weights=network.state_dict(), cost=fit.cost.model_dump())
+    state.drop("leading")
+    cost = fit.cost if before is None else add_costs(before.cost, fit.cost)
+    told = [*(() if before is None else before.warnings), *trainer.warnings]
+    warnings = [f"control {baseline.kind}: {warning}" for warning in told]
+    state.save(weights=network.state_dict(), cost=cost.model_dump(), warnings=warnings)
     around.progress.end(prefix + label)
-    return fit.cost
+    return cost, warnings

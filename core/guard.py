@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from core.errors import Fault, NothingRemoved
@@ -38,10 +39,11 @@ class Guard:
         return accuracy is not None and self.lost(accuracy) <= self.allowed + ROUNDING
 
     def look(self, network: Network, cuts: int, accuracy: float | None) -> None:
-        """Notes a network, after the first `cuts` entries of the step's plan, as it is now."""
-        if self.allowed is None or accuracy is None:
+        """Notes a network, after the first `cuts` entries of the step's plan, as it is now; one of which nothing has
+        been cut is no smaller network."""
+        if self.allowed is None or accuracy is None or cuts == 0:
             return
-        least = min(self._state.get("least_lost", 1.0), self.lost(accuracy))
+        least = min(self._state.get("least_lost", math.inf), self.lost(accuracy))
         self._state.put(least_lost=least)
         if self.admits(accuracy):
             self._state.put(inside={"cuts": cuts, "accuracy": accuracy, "weights": network.state_dict()})
@@ -51,10 +53,11 @@ class Guard:
         validation accuracy. Raises `NothingRemoved` where none was."""
         inside = self._state.get("inside")
         if inside is None:
-            least = self._state.get("least_lost", 1.0)
+            least = self._state.get("least_lost")
+            told = "nothing was cut" if least is None else f"the least was {least:.4g}"
             message = (
                 f"every network that was visited lost more than the {self.allowed:g} of validation accuracy that "
-                f"max_accuracy_drop allows; the least was {least:.4g}"
+                f"max_accuracy_drop allows; {told}"
             )
             fault = Fault(
                 f"/steps/{step}/target/max_accuracy_drop", message, "a larger one, smaller rounds or more fine-tuning"

@@ -110,21 +110,17 @@ class _Job:
         task = task_of(self.recipe, original, dataset, self.device)
         trainer = self._trainer(task, dataset, counts)
         self.exports = Exports(
-            original,
-            export=self.recipe.export,
-            folder=self.workdir / "exports",
+            original, export=self.recipe.export, folder=self.workdir / "exports", measured=self.progress.tick,
             inputs=lambda: sample_inputs(dataset, "test", original.origin.static_batch or 1).numpy(),
-            original_file=self._original_file if self.inputs.model.format == "onnx" else None,
-            measured=self.progress.tick,
-        )
+            original_file=self._original_file if self._is_given else None,
+        )  # fmt: skip
         self._plan(original, counts, dataset, trainer)
         images = parity_inputs(original, dataset, "validation")
         begun = begin(self.inputs, uploaded, images, self.workdir, self.emit, classes=len(dataset.classes))
         self.checks += begun.checks
         self.warnings += begun.warnings
         start, inserted = self._insert(begun.network, dataset, trainer)
-        near_chance = self.recipe.allow_near_chance
-        reference = Reference(start, trainer, state=state, emit=self.emit, near_chance=near_chance)
+        reference = Reference(start, trainer, self.recipe, state=state, emit=self.emit)
         self._baseline(original, dataset, trainer, state)
         images = images[:PROOF_IMAGES]
         done = run_steps(
@@ -143,10 +139,8 @@ class _Job:
             epochs_budget=self.recipe.epochs_budget,
             keep=Keeper(self.workdir, opset=self.recipe.export.opset, inserted=inserted, images=images, emit=self.emit),
         )
-        self.warnings += trainer.warnings
         accuracy = state["baseline" if self.recipe.head == "keep" else KEY]["validation"]
-        if self.recipe.head == "replace":
-            original = reference.network
+        original = original if self.recipe.head == "keep" else reference.network
         self._controls(task, Ran(start, done, counts, accuracy), dataset, state)
         if inserted is not None and self.recipe.head == "replace":
             original, _, checks, _ = without_batch_norm(original, inserted, images)
@@ -273,7 +267,7 @@ class _Job:
         images = parity_inputs(original, dataset, "test")
         files = {"original": self.workdir / "original.onnx", "pruned": self.out / "pruned.onnx"}
         opset = self.recipe.export.opset
-        if self.inputs.model.format == "onnx" and self.recipe.head == "keep":
+        if self._is_given:
             files["original"] = self._original_file()
         else:  # nothing that ONNX Runtime opens, or not what was uploaded: the original is what we export of it
             write_onnx(original, files["original"], opset=opset)
@@ -298,8 +292,7 @@ class _Job:
             self.checks.append(check.model_copy(update={"name": f"parity/{control.name}"}))
         weights = {name: tensor.contiguous() for name, tensor in pruned.state_dict().items()}
         write_atomically(self.out / "weights.safetensors", save_safetensors(weights))
-        plan = {"version": 1, "model": self.inputs.model.sha256, "plan": done.plan}
-        self._write_json("plan.json", plan)
+        self._write_json("plan.json", {"version": 1, "model": self.inputs.model.sha256, "plan": done.plan})
         self._write_json("recipe.json", self.recipe.model_dump(mode="json"))
         self.progress.end("export")
         return files
@@ -369,6 +362,11 @@ class _Job:
         self.emit("measure/report", ratios=found, target_met=report.target_met,
                   requirements_met=report.requirements_met)  # fmt: skip
         return report
+
+    @property
+    def _is_given(self) -> bool:
+        """Whether the original is the upload, in a file that ONNX Runtime opens."""
+        return self.inputs.model.format == "onnx" and self.recipe.head == "keep"
 
     def _original_file(self) -> Path:
         """The upload as a file that ONNX Runtime opens; a zip of a model and its data is unpacked for that."""

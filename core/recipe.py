@@ -234,7 +234,10 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _of_one_task(self) -> Recipe:
         """Nothing may be asked for that the task cannot use."""
-        found = task_faults(self.task, [self.training, *(training for training, _ in self.trainings())])
+        scratch = [item.settings.training(self.training) for item in self.baselines if item.kind == "scratch"]
+        found = task_faults(self.task, [self.training, *(training for training, _ in self.trainings()), *scratch])
+        if self.task != "classification" and self.head == "replace":
+            found.append(f"head: replace is for classification, not for {self.task}")
         if self.task != "reconstruction" and self.reconstruction != Reconstruct():
             found.append(f"reconstruction is for task: reconstruction, not for {self.task}")
         if self.task == "imitation" and any(baseline.kind == "unpruned" for baseline in self.baselines):
@@ -301,10 +304,11 @@ class Recipe(Section):
             raise ValueError("head: replace needs a train step in front of pruning: a new classifier knows nothing")
         if all(training.freeze == "classifier" for training in settings):
             raise ValueError("head: replace needs a train step without freeze: classifier, which leaves it as drawn")
-        if any(training.distill is not None and training.distill.weight for training in settings):
+        distills = [training.distill for training in settings if training.distill is not None]
+        if any(distill.weight or distill.features for distill in distills):
             raise ValueError(
                 "with head: replace there is no original to distill from until a train step has made it: distill goes "
-                "into the fine_tune of a later step, distill: {weight: 0} into the train step"
+                "into the fine_tune of a later step, distill: {weight: 0, features: 0} into the train step"
             )
         return value
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 from core.errors import BaselineNearChance, Fault
 from core.events import Emit
 from core.graph.network import Network
+from core.recipe import Recipe
 from core.state import State
 from core.tasks.task import Figures, joined
 from core.training.port import SplitName
@@ -33,16 +34,18 @@ class Reference:
     Args:
         start: what the steps begin with; the reference has its structure.
         trainer: measures it, and distils from it afterwards.
-        near_chance: whether one that is no better than guessing is pruned all the same.
+        recipe: says whether one that is no better than guessing is pruned all the same.
     """
 
-    def __init__(self, start: Network, trainer: Trainer, *, state: State, emit: Emit, near_chance: bool) -> None:
+    def __init__(self, start: Network, trainer: Trainer, recipe: Recipe, *, state: State, emit: Emit) -> None:
         self.network = start.clone()
         self._trainer = trainer
         self._state = state
         self._emit = emit
-        self._near_chance = near_chance
-        self._is_known = False
+        self._near_chance = recipe.allow_near_chance
+        self._is_known = KEY in state
+        if self._is_known:  # from an earlier attempt: the teacher is to be the same from the start
+            self._look(start)
 
     def __call__(self, network: Network) -> float:
         """Its accuracy on validation, 0-1; the first time that it is asked for it is `network`.

@@ -94,6 +94,7 @@ def _warnings(warnings: Sequence[str]) -> list[str]:
 
 _MEASURES = {"top_5": "top-5 accuracy", "ssim": "SSIM", "l1": "L1", "relative_error": "relative error",
              "cosine": "cosine"}  # fmt: skip
+_ACCURACIES = {"reconstruction": "mean SSIM", "imitation": "1 − relative error"}
 _Row = tuple[str, Callable[[Variant], float | None], Callable[[float], str]]
 
 
@@ -189,17 +190,15 @@ def _controls(report: Report) -> list[str]:
         )
     heads = ["", "training", "epochs", "epoch-parameters", "parameters", "MACs", "training accuracy",
              "validation accuracy", "gap, points", "test accuracy", "pruned − it, points (95 %)"]  # fmt: skip
+    method = "Agresti & Min 2005" if _classifies(report) else "of the bootstrap"
     note = (
         "`unpruned`: the original, trained on as long as the pruned network was. `random`: the same steps with units "
         "chosen by chance. `scratch`: the pruned network's structure, trained from random weights. All on the same "
-        "data. The interval (Agresti & Min 2005) is of the test images, of one training of each: another seed moves "
-        "the figures, too."
+        f"data. The interval ({method}) is of the test images, of one training of each: another seed moves the "
+        "figures, too."
     )
     if not _classifies(report):
-        note += (
-            " Accuracy is what policies and guards look at in this task: mean SSIM in reconstruction, 1 − relative "
-            "error in imitation; the interval is drawn by the bootstrap."
-        ).replace("bootstrap.", "bootstrap.")
+        note += f" Accuracy is {_ACCURACIES[report.recipe['task']]} here."
     return ["## Controls", note + "\n\n" + _table(heads, rows)]
 
 
@@ -305,7 +304,7 @@ def _frozen(report: Report) -> list[str]:
 
 
 def _front(report: Report) -> str:
-    """Bytes and latency are there where a target asks for them."""
+    """Accuracy is what the task takes for it. Bytes and latency are there where a target asks for them."""
     has_bytes = any(point.file_bytes is not None for point in report.front)
     has_latency = any(point.latency is not None for point in report.front)
     rows = []
@@ -319,7 +318,10 @@ def _front(report: Report) -> str:
         rows.append([*row, "–" if point.validation_accuracy is None else f"{point.validation_accuracy:.2%}"])
     heads = ["step", "round", "parameters", "MACs", "filters"]
     heads += ["file, bytes"] * has_bytes + ["latency ratio (95 %)"] * has_latency
-    return _table([*heads, "validation accuracy"], rows)
+    last = "validation accuracy"
+    if not _classifies(report):
+        last = f"validation, {_ACCURACIES[report.recipe['task']]}"
+    return _table([*heads, last], rows)
 
 
 def _method(report: Report) -> str:

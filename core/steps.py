@@ -124,6 +124,8 @@ def run_steps(
             ),
         )
         done.add(outcome)
+        done.warnings += trainer.warnings
+        trainer.warnings.clear()
         state.drop("method")
         state.save(**done.values())
         progress.end(part)

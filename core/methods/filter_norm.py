@@ -170,6 +170,9 @@ def filter_norm(
         if state.get("stopped"):  # by the guard, before the end of an earlier attempt
             break
         met = is_over(target.present(network, run.latency))  # as it was measured then: what was decided stays
+        if met and not state.get("ended"):  # fine-tuning has left too few epochs for the rounds that were planned
+            tuning.after(run.round, run.accuracy, last=True)
+            state.put(ended=True)
         rounds = rounds if met or len(rounds) > 1 else [count(network).macs, rounds[-1]]  # the estimate was short
         due = [(tuning.due.epochs, count(network).macs)] if tuning.due else []
         trainer.expect(
@@ -182,14 +185,13 @@ def filter_norm(
             fit = tuning.run(network, last=met, on_epoch=lambda record: state.drop("weights"), plan=run.plan)
             run.trained(fit)
             guard.look(network, len(run.plan), run.accuracy)
-            stopped = whole and not guard.admits(run.accuracy)
+            stopped = whole and bool(run.plan) and not guard.admits(run.accuracy)
             state.save(**run.values(), weights=network.state_dict(), stopped=stopped)
             if stopped:
                 break
         if met:
             break
-        if is_over(target.present(network, run.latency)):  # fine-tuning has left too little: more rounds than planned
-            tuning.after(run.round, run.accuracy, last=True)
+        if is_over(target.present(network, run.latency)):
             continue
         rounds = rounds[1:]
 
@@ -258,7 +260,8 @@ def filter_norm(
         if removal:
             run.visit(step, present, accuracy)
             guard.look(network, len(run.plan), accuracy)
-        tuned = tuning.after(run.round, accuracy, last=is_over(present), wound=wound)
+        ended = is_over(present)
+        tuned = tuning.after(run.round, accuracy, last=ended, wound=wound)
         emit(f"{name}/select", signal=signal, scope=scope, scores=found, removed=removal,
              layers=run.plan[-1]["layers"] if removal else {},
              widths={group.name: group.width - len(removal.get(group.name, [])) for group in groups},
@@ -269,7 +272,7 @@ def filter_norm(
 
         # lines 7 and 8: reset
         state.drop("fit", "norms")
-        state.save(**run.values(), weights=network.state_dict())
+        state.save(**run.values(), weights=network.state_dict(), ended=ended)
 
     warnings, accuracy = [*tuning.never_reached(run.round), *tuning.cut_short()], run.accuracy
     present = target.present(network, run.latency)
@@ -392,5 +395,5 @@ class _Run:
     def trained(self, fit: FitResult) -> None:
         """Books a training of the network visited last."""
         self.cost = add_costs(self.cost, fit.cost)
-        if fit.score is not None and self.round > 0:  # the original's point stays what it was given as
+        if fit.score is not None and self.plan:  # the point of what was given stays as it is
             self.front[-1] = self.front[-1].model_copy(update={"validation_accuracy": fit.score.accuracy})

@@ -47,12 +47,12 @@ def train(
         emit(f"{label}/skipped", reason=reason)
         return Outcome(network, [], [], Cost(), [], skipped=reason)
     counts = count(network)
-    trainer.expect(f"step/{step}", [(epochs, counts.macs)])
+    trainer.expect(f"step/{step}", [(given, counts.macs)])
     checkpoints = [KeptCheckpoint(**kept) for kept in state.get("checkpoints", ())]
 
     def look(record: dict[str, Any]) -> None:
         epoch = record["epoch"]
-        if keep is not None and checkpoint_every and (epoch % checkpoint_every == 0 or epoch == epochs):
+        if keep is not None and checkpoint_every and (epoch % checkpoint_every == 0 or record.get("last")):
             checkpoints.append(keep(network, step=step, epoch=epoch, accuracy=record["validation_accuracy"]))
             state.put(checkpoints=[kept.model_dump() for kept in checkpoints])
 

@@ -94,7 +94,7 @@ class Imitation:
         """Nothing: it is what is imitated."""
 
     def _of_floats(self, outputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return tuple(outputs[index].flatten(1) for index in self._floats)
+        return tuple(outputs[index].reshape(len(outputs[index]), -1) for index in self._floats)
 
     def _measured_scales(self, dataset: Dataset, device: torch.device) -> list[float]:
         """Mean square of each output of the original; 1 where it is all zeros."""
@@ -108,7 +108,7 @@ class Imitation:
             seen += len(images)
             if seen >= SCALE_IMAGES:
                 break
-        scales: list[float] = torch.where(sums > 0, sums / numbers, 1.0).tolist()
+        scales: list[float] = torch.where(sums == 0, 1.0, sums / numbers).tolist()
         if not all(np.isfinite(scales)):
             fault = Fault("/preprocess", "the original's outputs are not finite", "the images that it was trained on")
             raise ModelRefused("what the model says to the images cannot be imitated", faults=[fault])

@@ -61,6 +61,9 @@ class TrainerPort(Protocol):
     """Of the recipe's steps. `fit` books what it takes, and takes no more than is left: it does so many epochs, by a
     schedule of so many, and none where nothing is left."""
 
+    warnings: list[str]
+    """What a reader of the report should know of the trainings since it was emptied last."""
+
     @property
     def training(self) -> Training:
         """The recipe's defaults of every training."""

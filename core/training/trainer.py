@@ -115,7 +115,8 @@ class Trainer:
 
         `state` is this training's own scope; if it holds an earlier attempt at the training called `label`, that is
         continued. `on_batch(network)` is called after every optimizer step, `on_epoch(record)` after every epoch before
-        a checkpoint is written, so that what the caller puts into its state there belongs to the same moment.
+        a checkpoint is written, so that what the caller puts into its state there belongs to the same moment; its
+        `last` says whether it is the last one.
         `moving(n, epochs)` names the parameters that epoch n trains, never fewer than the epoch before; None: all.
         `penalty(network)`, a number, is added to the loss of every step; `groups` have rates of their own. `plan`: what
         this step of the recipe has done to the network so far; feature matching goes by it.
@@ -189,7 +190,8 @@ class Trainer:
                 fit.best = {"epoch": epoch, "accuracy": score.accuracy, "loss": score.loss, "weights": weights}
             self._emit(f"{self._prefix}{label}/epoch/{epoch}", **record)
             if on_epoch is not None:
-                on_epoch(record)
+                late = bool(training.early_stop) and _epochs_since_best(fit.epochs) >= training.early_stop
+                on_epoch({**record, "last": epoch == epochs or late})
             waited = self._clock() - saved_at >= CHECKPOINT_SECONDS or epoch - saved_epoch >= CHECKPOINT_EPOCHS
             if epoch == 1 or (waited and epoch < epochs):
                 fit.save(state, network, stepping)

@@ -65,6 +65,7 @@ class ScriptedTrainer:
         self.training = Training()
         self.budget = EpochsBudget()
         self.plan: Sequence[Mapping[str, Any]] = ()
+        self.warnings: list[str] = []
         self.moving: list[list[list[str]] | None] = []
         self.labels: list[tuple[str, int]] = []
         self.expected: list[list[tuple[int, int]]] = []
