@@ -32,6 +32,7 @@ PAPER, INK = 232, 0  # not white: many images are
 
 def write_contact_sheet(dataset: Dataset, out: Path) -> None:
     """The sheet of `dataset` as `out`/contact_sheet.png. Raises whatever goes wrong; then there is no file."""
+    out.mkdir(parents=True, exist_ok=True)
     buffer = io.BytesIO()
     contact_sheet(dataset).save(buffer, format="PNG", optimize=True)
     write_atomically(out / NAME, buffer.getvalue())

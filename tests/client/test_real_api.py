@@ -203,7 +203,7 @@ def test_a_job_from_submission_to_file(app: FastAPI, model_file: Path, tmp_path:
             assert numbers == list(range(1, len(numbers) + 1))
             assert len(numbers) > 700
             assert (await client.wait_for_job(job.id)).results == {
-                "ratios": {"params": 0.5}, "target_met": None, "requirements_met": True,
+                "ratios": {"params": 0.5}, "target_met": None, "drop_in": None, "requirements_met": True,
             }  # fmt: skip
 
             file = await client.download_artifact(job.id, "pruned.onnx", tmp_path / "out.onnx")

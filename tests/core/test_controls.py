@@ -176,6 +176,39 @@ def test_random_ends_with_the_same_widths(scope: str, model: ModelInput, tmp_pat
     assert report.variants["random"].sha256 != report.variants["pruned"].sha256
 
 
+def test_unpruned_goes_through_the_train_steps_in_front_of_pruning(model: ModelInput, tmp_path: Path) -> None:
+    """Else it would be a random network at the rate of a fine-tuning, which anything is better than."""
+    events = Events()
+    train = {"method": "train", "epochs": 4, "optimizer": {"name": "sgd", "lr": 0.05}}
+    fine_tune = {"fine_tune": {"epochs": 2, "optimizer": {"name": "sgd", "lr": 0.001}}}
+    report = run(model, tmp_path, events, weights="random", steps=[train, STEP | fine_tune], baselines=["unpruned"])
+    (control,) = report.controls
+    assert control.cost.epochs == report.cost.epochs
+    for epoch in range(1, 5):
+        ours, theirs = (
+            {name: value for name, value in body.items() if name != "seconds"}
+            for prefix in ("", "baseline/unpruned/")
+            for name, body in events
+            if name == f"{prefix}prune/step/0/epoch/{epoch}"
+        )
+        assert ours == theirs
+    assert report.variants["unpruned"].test.accuracy > 0.8
+
+
+def test_unpruned_with_train_steps_is_killed_and_ends_in_the_same_figures(model: ModelInput, tmp_path: Path) -> None:
+    train = {"method": "train", "epochs": 2, "optimizer": {"name": "sgd", "lr": 0.05}}
+    changes: dict[str, Any] = {"steps": [train, STEP], "baselines": ["unpruned"]}
+    whole = Events()
+    report = run(model, tmp_path / "whole", whole, **changes)
+    last = sum(name == "checkpoint" for name, _ in whole)
+    for at in (last - 2, last - 1, last):
+        with pytest.raises(Killed):
+            run(model, tmp_path / f"{at}", Dying(at), **changes)
+        again = run(model, tmp_path / f"{at}", Events(), **changes)
+        assert again.controls[0].cost.epochs == report.controls[0].cost.epochs
+        assert again.variants["unpruned"].sha256 == report.variants["unpruned"].sha256
+
+
 def test_settings_in_epochs_are_stretched() -> None:
     """What was meant for 4 epochs, for any other number."""
     training = Training(

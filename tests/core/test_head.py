@@ -22,7 +22,7 @@ from core.graph.importers import load
 from core.graph.plans import replay
 from core.job import DatasetInput, JobInputs, ModelInput
 from core.recipe import parse_recipe
-from core.report import Report
+from core.report import LatencyRatio, Report
 from tests.core.fakes import Dying, Events, Killed, no_memory
 
 DIGITS = DatasetInput(path=None, sha256=None, format="digits")
@@ -209,9 +209,46 @@ def test_a_network_without_a_classifier(tmp_path: Path) -> None:
     assert [fault.pointer for fault in error.value.faults] == ["/head"]
 
 
+@pytest.mark.parametrize("kill_at", [4, 5, 6, 7])
+def test_a_train_step_behind_pruning_learns_from_the_same_teacher_again(
+    kill_at: int, plain: ModelInput, tmp_path: Path
+) -> None:
+    steps = [TRAIN, PRUNE, {"method": "train", "epochs": 3, "distill": {"weight": 0.9}}]
+    run(plain, tmp_path / "whole", steps=steps)
+    with pytest.raises(Killed):
+        run(plain, tmp_path / "again", Dying(kill_at), steps=steps)
+    run(plain, tmp_path / "again", steps=steps)
+    whole, again = ((tmp_path / name / "out" / "pruned.onnx").read_bytes() for name in ("whole", "again"))
+    assert whole == again
+
+
+def test_latency_is_held_against_the_network_with_the_new_classifier(
+    plain: ModelInput, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[list[int]] = []
+
+    def measured(original: Path, candidate: Path, inputs: Any) -> LatencyRatio:
+        shape = onnx.load(original).graph.output[0].type.tensor_type.shape
+        seen.append([dim.dim_value for dim in shape.dim][1:])
+        return LatencyRatio(ratio=0.5, low=0.5, high=0.5, windows=6, original_ms=1.0, candidate_ms=0.5)
+
+    monkeypatch.setattr("core.exports.measure_latency_ratio", measured)
+    run(plain, tmp_path, steps=[TRAIN, PRUNE | {"target": {"latency": 0.9}}])
+    assert seen
+    assert all(shape == [10] for shape in seen)
+
+
+@pytest.mark.parametrize("task", ["imitation", "reconstruction"])
+def test_other_tasks_have_no_classifier(task: str) -> None:
+    with pytest.raises(RecipeInvalid, match="fault") as error:
+        parse_recipe({"head": "replace", "task": task, "steps": [TRAIN]})
+    assert any("head: replace is for classification" in fault.message for fault in error.value.faults)
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
+        ({"steps": [TRAIN | {"distill": {"weight": 0, "features": 1}}, PRUNE]}, "no original to distill from"),
         ({"steps": [PRUNE]}, "needs a train step in front"),
         ({"steps": [PRUNE, TRAIN]}, "needs a train step in front"),
         ({"steps": [TRAIN | {"epochs": 0}, PRUNE]}, "needs a train step in front"),

@@ -132,6 +132,26 @@ def test_one_file_must_hold_it(model: ModelInput, tmp_path: Path, monkeypatch: p
 
 
 @pytest.mark.parametrize(
+    ("changes", "epochs"),
+    [
+        ({"epochs_budget": 5, "steps": [TRAIN | {"epochs": 8, "checkpoint_every": 4}]}, [4, 5]),
+        ({"epochs_budget": 1, "steps": [TRAIN | {"epochs": 8, "checkpoint_every": 4}]}, [1]),
+    ],
+)  # fmt: skip
+def test_the_last_epoch_is_kept_wherever_it_is(
+    model: ModelInput, tmp_path: Path, changes: dict[str, Any], epochs: list[int]
+) -> None:
+    assert [each.epoch for each in run(model, tmp_path, **changes).checkpoints] == epochs
+
+
+def test_the_epoch_at_which_a_training_is_stopped_is_kept(model: ModelInput, tmp_path: Path) -> None:
+    slow = {"epochs": 30, "checkpoint_every": 30, "early_stop": 1, "optimizer": {"name": "sgd", "lr": 1e-9}}
+    report = run(model, tmp_path, steps=[TRAIN | slow])
+    assert [each.epoch for each in report.checkpoints] == [report.cost.epochs]
+    assert report.cost.epochs < 30
+
+
+@pytest.mark.parametrize(
     ("step", "said"),
     [
         ({"checkpoint_every": 6}, "6 epochs are never done: the step has 5"),

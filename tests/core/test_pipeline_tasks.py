@@ -50,7 +50,7 @@ def run(model: ModelInput, data: DatasetInput, workdir: Path, events: Events | N
     return pipeline.run(inputs, workdir, Events() if events is None else events)
 
 
-def test_a_network_with_two_outputs_is_imitated_without_labels(tmp_path: Path) -> None:
+def test_a_network_with_several_outputs_is_imitated_without_labels(tmp_path: Path) -> None:
     model, data = two_heads_file(tmp_path / "model.onnx"), images(tmp_path / "data.npz", 8, 1)
     events = Events()
     recipe = {"task": "imitation", "baselines": ["random", "scratch"], "requirements": {"cosine": ">= 0.1"}}

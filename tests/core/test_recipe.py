@@ -104,6 +104,8 @@ def test_one_number_stands_for_all_channels() -> None:
         ({"steps": [STEP | {"fine_tune": {"augment": {"noise": 0.1}}}], "task": "reconstruction"}, "",
          "augment.noise is not for reconstruction: the image that is wanted back would be as damaged as the one that "
          "is given", None),
+        ({"steps": [STEP], "task": "imitation", "baselines": [{"scratch": {"distill": {}}}]}, "",
+         "distill is for classification, not for imitation", None),
         ({"steps": [STEP], "requirements": {"cosine": ">= 0.9"}}, "",
          "the requirement cosine is not measured in task: classification", None),
         ({"steps": [STEP], "requirements": {"accuracy": "3"}}, "/requirements/accuracy",

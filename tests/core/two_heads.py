@@ -1,4 +1,4 @@
-"""An ONNX model with two outputs, a map and three numbers, behind two convolutions."""
+"""An ONNX model with outputs of several ranks behind two convolutions: a map, three numbers, and one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CHANNELS = 16
 
 
 def two_heads_file(path: Path, seed: int = 0) -> ModelInput:
-    """Inputs (n, 1, 8, 8). Outputs `map` (n, 1, 8, 8) behind a sigmoid, and `numbers` (n, 3)."""
+    """Inputs (n, 1, 8, 8). Outputs `map` (n, 1, 8, 8) behind a sigmoid, `numbers` (n, 3), and `mean` (n,)."""
     draws = np.random.default_rng(seed)
 
     def weight(name: str, *shape: int) -> TensorProto:
@@ -32,6 +32,7 @@ def two_heads_file(path: Path, seed: int = 0) -> ModelInput:
         helper.make_node("GlobalAveragePool", ["d"], ["f"]),
         helper.make_node("Flatten", ["f"], ["g"]),
         helper.make_node("Gemm", ["g", "w3"], ["numbers"], transB=1),
+        helper.make_node("ReduceMean", ["e"], ["mean"], axes=[1, 2, 3], keepdims=0),
     ]
     initializers = [
         weight("w0", CHANNELS, 1, 3, 3), weight("b0", CHANNELS), weight("w1", CHANNELS, CHANNELS, 3, 3),
@@ -44,6 +45,7 @@ def two_heads_file(path: Path, seed: int = 0) -> ModelInput:
         [
             helper.make_tensor_value_info("map", TensorProto.FLOAT, ["n", 1, 8, 8]),
             helper.make_tensor_value_info("numbers", TensorProto.FLOAT, ["n", 3]),
+            helper.make_tensor_value_info("mean", TensorProto.FLOAT, ["n"]),
         ],
         initializers,
     )

@@ -283,9 +283,17 @@ def _folder(classes: int, size: int) -> bytes:
     return buffer.getvalue()
 
 
-def test_a_dataset_of_one_class(http: httpx.Client) -> None:
-    refusal = _refusal(http, "datasets", "one.zip", _folder(classes=1, size=8))
-    assert "class" in refusal["message"]
+def test_a_dataset_of_one_folder_has_no_labels(http: httpx.Client) -> None:
+    answer = http.post("/v1/datasets", params={"filename": "one.zip", "wait": "30"}, content=_folder(classes=1, size=8))
+    dataset = answer.json()
+    assert (dataset["state"], dataset["summary"]["classes"]) == ("ready", [])
+    step = {"method": "filter_norm", "target": {"macs": 0.5}}
+    job = {"model": _ready_model(http), "datasets": [dataset["id"]], "recipe": {"steps": [step]}}
+    refused = http.post("/v1/jobs", json=job)
+    assert refused.status_code == 422
+    assert {"pointer": "/datasets/0", "message": "the dataset has no labels"}.items() <= refused.json()["faults"][
+        0
+    ].items()
 
 
 def _ready_model(http: httpx.Client) -> str:

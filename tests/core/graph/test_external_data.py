@@ -315,7 +315,7 @@ def test_what_one_file_cannot_hold_is_two_files_whatever_the_threshold(
 ) -> None:
     (tmp_path / "model.onnx").write_bytes(model(NODES, weights=WEIGHTS).SerializeToString())
     network = read_onnx(tmp_path / "model.onnx")
-    monkeypatch.setattr(external_data, "MAX_FILE_BYTES", external_data.ROOM + 1000)
+    monkeypatch.setattr(external_data, "MOST_INLINE_BYTES", 1000)
     for threshold in (None, 10**9):
         write_onnx(network, tmp_path / "out.onnx", external_data_bytes=threshold)
         assert len(parts(tmp_path / "out.onnx")) == 2

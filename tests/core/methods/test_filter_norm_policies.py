@@ -186,6 +186,21 @@ def test_a_guard_that_admits_no_cut_is_an_error(data: Dataset, tmp_path: Path) -
     assert error.value.faults[0].pointer == "/steps/0/target/max_accuracy_drop"
 
 
+def test_a_network_of_which_nothing_was_cut_is_no_smaller_one(data: Dataset, tmp_path: Path) -> None:
+    """A round whose share is below one filter cuts nothing; the fine-tuning after it changes nothing in that."""
+    curve = [ORIGINAL, 0.9, 0.9] + [0.5] * 200
+    with pytest.raises(NothingRemoved, match=r"the least was 0\.4"):
+        Run(tmp_path, data, Policy(every=1), curve, drop=0.01, ratio_per_round=0.01)
+
+
+def test_a_guard_does_not_stop_in_front_of_the_first_cut(data: Dataset, tmp_path: Path) -> None:
+    """What a fine-tuning loses there is no loss by pruning; the next round goes on."""
+    curve = [ORIGINAL, 0.9, 0.1] + [0.9] * 200
+    outcome = Run(tmp_path, data, Policy(every=1), curve, drop=0.01, ratio_per_round=0.01).outcome
+    assert outcome.plan
+    assert outcome.front[0].validation_accuracy == ORIGINAL
+
+
 # --- a budget of epochs ----------------------------------------------------------------------------------------------
 
 
