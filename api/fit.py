@@ -14,7 +14,9 @@ from pydantic import BaseModel, ValidationError
 from core.errors import Fault
 from core.fit import fit_faults
 from core.job import Preprocess
-from core.task_settings import TaskName
+from core.recipe import Recipe
+from core.requirements import Requirements
+from core.task_settings import MEASURES, TOP, TaskName
 
 
 class _Tensor(BaseModel):
@@ -64,6 +66,31 @@ def summary_faults(
         fault if fault.pointer == "/model" else dataclasses.replace(fault, pointer=pointer + fault.pointer)
         for fault in faults
     ]
+
+
+def task_requirement_faults(task: TaskName, own: Requirements) -> list[Fault]:
+    """Of a job's own requirements those that its recipe's task never measures."""
+    others = {name: other for other, names in MEASURES.items() if other != task for name in names}
+    return [
+        Fault(f"/requirements/{name}", f"{name} is of task: {others[name]}, the recipe's is {task}", "leave it out")
+        for name in own.comparisons()
+        if name in others
+    ]
+
+
+def top_5_faults(recipe: Recipe, own: Requirements, dataset: Mapping[str, Any] | None) -> list[Fault]:
+    """Whether top-5 accuracy is required, by the recipe or the job's `own` over it, of a dataset without any."""
+    if recipe.task != "classification" or recipe.requirements.overridden_by(own).top_5 is None:
+        return []
+    try:
+        classes = len(_DatasetSummary.model_validate(dataset).classes)
+    except ValidationError:
+        return []
+    if classes > TOP:
+        return []
+    pointer = "/requirements/top_5" if own.top_5 is not None else "/recipe/requirements/top_5"
+    message = f"top-5 accuracy is measured on more than {TOP} classes, the dataset has {classes}"
+    return [Fault(pointer, message, "accuracy instead")]
 
 
 def weights_faults(model: Mapping[str, Any] | None, other: Mapping[str, Any] | None, pointer: str) -> list[Fault]:
