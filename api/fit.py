@@ -6,7 +6,7 @@ The worker checks again, on the data itself (`core.data.fit`).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -25,8 +25,12 @@ class _Tensor(BaseModel):
 
 
 class _Structure(BaseModel):
-    layers: int
-    filters: int
+    format: str | None = None
+    layers: int | None = None
+    filters: int | None = None
+    params: int | None = None
+    inputs: list[_Tensor] = []
+    outputs: list[_Tensor] = []
 
 
 class _ModelSummary(BaseModel):
@@ -99,9 +103,31 @@ def weights_faults(model: Mapping[str, Any] | None, other: Mapping[str, Any] | N
         ours, theirs = _Structure.model_validate(model), _Structure.model_validate(other)
     except ValidationError:
         return []
-    return [
-        Fault(pointer, f"it has {getattr(theirs, name):,} {name}, the job's model {getattr(ours, name):,}",
-              "a model of the same structure")
-        for name in ("layers", "filters")
-        if getattr(ours, name) != getattr(theirs, name)
-    ]  # fmt: skip
+    expected = "a model of the same structure"
+    # where formats differ, an array beside the layers may be a parameter in one of them only
+    counted = ("layers", "filters", *(("params",) if ours.format == theirs.format else ()))
+    faults = []
+    for name in counted:
+        here, there = getattr(ours, name), getattr(theirs, name)
+        if here is not None and there is not None and here != there:
+            faults.append(Fault(pointer, f"it has {there:,} {name}, the job's model {here:,}", expected))
+    for kind, here, there in (("input", ours.inputs, theirs.inputs), ("output", ours.outputs, theirs.outputs)):
+        if here and there and not _alike(here, there):
+            message = f"its {kind}s are {_shapes(there)}, those of the job's model {_shapes(here)}"
+            faults.append(Fault(pointer, message, expected))
+    return faults
+
+
+def _alike(one: Sequence[_Tensor], other: Sequence[_Tensor]) -> bool:
+    """As many, of shapes that can be the same: a size that is left open may be any, a batch differs freely."""
+    return len(one) == len(other) and all(
+        len(a.shape) == len(b.shape)
+        and all(
+            x == y or isinstance(x, str) or isinstance(y, str) for x, y in zip(a.shape[1:], b.shape[1:], strict=True)
+        )
+        for a, b in zip(one, other, strict=True)
+    )
+
+
+def _shapes(tensors: Sequence[_Tensor]) -> str:
+    return ", ".join("(" + ", ".join(map(str, tensor.shape)) + ")" for tensor in tensors[:10])

@@ -170,6 +170,35 @@ def test_weights_of_another_network_are_refused_at_once(api: Api) -> None:
     api.job(model=model, recipe={**RECIPE, "weights": model})
 
 
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"outputs": [{"name": "logits", "shape": ["n", 7]}]},
+         ["its outputs are (n, 7), those of the job's model (n, 10)"]),
+        ({"outputs": [{"name": "y", "shape": ["n", 10]}] * 2},
+         ["its outputs are (n, 10), (n, 10), those of the job's model (n, 10)"]),
+        ({"inputs": [{"name": "x", "shape": ["n", 3, 8, 8]}]},
+         ["its inputs are (n, 3, 8, 8), those of the job's model (n, 1, 8, 8)"]),
+        ({"inputs": [{"name": "image", "shape": [1, 1, "h", "w"]}]}, []),
+        ({"params": 1235, "format": "onnx"}, ["it has 1,235 params, the job's model 1,234"]),
+        ({"params": 1235, "format": "pt2"}, []),
+        ({"inputs": "?"}, []),
+    ],
+)  # fmt: skip
+def test_weights_of_other_shapes_are_refused_at_once(api: Api, changed: dict[str, Any], told: list[str]) -> None:
+    model, other = api.model(b"one", ready=False), api.model(b"two", ready=False)
+    api.check(model, summary=MODEL_SUMMARY | {"format": "onnx"})
+    api.check(other, summary=MODEL_SUMMARY | changed)
+    answer = api.submit(model=model, recipe={**RECIPE, "weights": other})
+    if told:
+        faults = problem(answer, 422, "recipe_invalid")["faults"]
+        assert [(fault["pointer"], fault["message"]) for fault in faults] == [
+            ("/recipe/weights", text) for text in told
+        ]
+    else:
+        assert answer.status_code == 202, answer.text
+
+
 @pytest.mark.parametrize("route", ["/v1/jobs", "/v1/recipes/check"])
 def test_what_the_task_does_not_measure_cannot_be_required(api: Api, route: str) -> None:
     there = {"model": api.model(), "datasets": [api.dataset()]} if route == "/v1/jobs" else {}
