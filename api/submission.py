@@ -6,17 +6,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+from pydantic import ValidationError
 from sqlalchemy.orm import Session
 
 from api.bodies import validate
 from api.errors import Refused
-from api.fit import summary_faults, weights_faults
+from api.fit import summary_faults, task_requirement_faults, top_5_faults, weights_faults
 from api.recipe_files import RecipeFiles
 from api.schemas import DEVICE, JobRequest, RecipeRequest
 from core.errors import Fault, RecipeInvalid
 from core.faults import given
 from core.precision import ON_CPU, precision_faults
 from core.recipe import Recipe, parse_recipe
+from core.requirements import Requirements
 from store import uploads
 from store.errors import NotFound
 from store.records import Dataset, Model
@@ -50,6 +52,8 @@ def check(
     for position, dataset_id in enumerate(ids if isinstance(ids, list) else []):
         pointer = f"/datasets/{position}"
         dataset = _subject(session, Dataset, owner, dataset_id, pointer, faults, waiting)
+        if plan.recipe is not None and dataset is not None:
+            faults += top_5_faults(plan.recipe, _requirements(document), dataset.summary)
         if model is not None and dataset is not None:
             faults += summary_faults(
                 model.summary, dataset.summary, dataset.options, pointer,
@@ -105,10 +109,20 @@ def _plan(
     faults = [fault for fault in faults if "recipe" not in document or not _in_recipe(fault)]
     recipe, recipe_name, found = _recipe(document, recipes)
     faults += found
+    if recipe is not None:
+        faults += task_requirement_faults(recipe.task, _requirements(document))
     queue, found = _queue(document.get("device", "auto"), devices)
     if queue == "cpu" and recipe is not None:
         found = [*found, *precision_faults(recipe, ON_CPU, "training on the CPU", prefix="/recipe")]
     return _Plan(request, recipe, recipe_name, queue), faults + found
+
+
+def _requirements(document: dict[str, Any]) -> Requirements:
+    """The job's own, whatever else is wrong with the request; none where they are: that is said already."""
+    try:
+        return Requirements.model_validate(document.get("requirements", {}))
+    except ValidationError:
+        return Requirements()
 
 
 def _wants_new_head(recipe: Recipe | None, document: dict[str, Any]) -> bool:

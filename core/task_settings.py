@@ -17,6 +17,8 @@ MEASURES: Mapping[TaskName, tuple[str, ...]] = {
     "imitation": ("relative_error", "cosine"),
 }
 """What is measured besides accuracy and loss (see `core.tasks`)."""
+TOP = 5
+"""Of `top_5`: it is measured where there are more classes than that."""
 _MIXED = {"mixup": 0.0, "cutmix": 0.0}
 _FOR_CLASSIFIERS = {"label_smoothing": 0.0, "distill": None, "freeze": "none"}
 _NOT_FOR: Mapping[TaskName, tuple[Mapping[str, Any], Mapping[str, float], str]] = {

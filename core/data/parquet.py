@@ -235,6 +235,10 @@ def _number_classes(scan: _Scan) -> tuple[str, ...]:
         return classes
     lowest, highest = min(scan.label), max(scan.label)
     most = MAX_CLASSES if scan.class_names is None else len(scan.class_names)
+    twice = [name for name, count in Counter(scan.class_names or ()).items() if count > 1]
+    if twice:
+        message = f"its class names hold {', '.join(repr(name[:60]) for name in twice[:10])} more than once"
+        raise _labels_fault(scan, message, "each name once: one class, one name")
     if lowest < 0:
         count = sum(label < 0 for label in scan.label)
         message = f"{count} label(s) below 0, such as {lowest} (images without a label?)"

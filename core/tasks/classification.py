@@ -13,14 +13,13 @@ from torch.nn import functional
 
 from core.baseline import check_better_than_guessing, is_better_than_guessing
 from core.graph.network import Network
+from core.task_settings import TOP
 from core.tasks.task import Figures, OutputKind, run
 from core.tasks.teacher import Teacher
 from core.training.losses import distils, training_loss
 from core.training.mixing import Mixed
 from core.training.port import Score
 from core.training_settings import Training
-
-TOP = 5
 
 
 class Classification:

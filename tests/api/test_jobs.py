@@ -170,6 +170,71 @@ def test_weights_of_another_network_are_refused_at_once(api: Api) -> None:
     api.job(model=model, recipe={**RECIPE, "weights": model})
 
 
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"outputs": [{"name": "logits", "shape": ["n", 7]}]},
+         ["its outputs are (n, 7), those of the job's model (n, 10)"]),
+        ({"outputs": [{"name": "y", "shape": ["n", 10]}] * 2},
+         ["its outputs are (n, 10), (n, 10), those of the job's model (n, 10)"]),
+        ({"inputs": [{"name": "x", "shape": ["n", 3, 8, 8]}]},
+         ["its inputs are (n, 3, 8, 8), those of the job's model (n, 1, 8, 8)"]),
+        ({"inputs": [{"name": "image", "shape": [1, 1, "h", "w"]}]}, []),
+        ({"params": 1235, "format": "onnx"}, ["it has 1,235 params, the job's model 1,234"]),
+        ({"params": 1235, "format": "pt2"}, []),
+        ({"inputs": "?"}, []),
+    ],
+)  # fmt: skip
+def test_weights_of_other_shapes_are_refused_at_once(api: Api, changed: dict[str, Any], told: list[str]) -> None:
+    model, other = api.model(b"one", ready=False), api.model(b"two", ready=False)
+    api.check(model, summary=MODEL_SUMMARY | {"format": "onnx"})
+    api.check(other, summary=MODEL_SUMMARY | changed)
+    answer = api.submit(model=model, recipe={**RECIPE, "weights": other})
+    if told:
+        faults = problem(answer, 422, "recipe_invalid")["faults"]
+        assert [(fault["pointer"], fault["message"]) for fault in faults] == [
+            ("/recipe/weights", text) for text in told
+        ]
+    else:
+        assert answer.status_code == 202, answer.text
+
+
+@pytest.mark.parametrize("route", ["/v1/jobs", "/v1/recipes/check"])
+def test_what_the_task_does_not_measure_cannot_be_required(api: Api, route: str) -> None:
+    there = {"model": api.model(), "datasets": [api.dataset()]} if route == "/v1/jobs" else {}
+
+    def refused(task: str, *names: str, **more: Any) -> set[str]:
+        required = dict.fromkeys(("accuracy", *names), ">= 0.5")
+        body = {**there, "recipe": {**RECIPE, "task": task}, "requirements": required, **more}
+        return pointers(problem(api.http.post(route, json=body), 422, "request_invalid"))
+
+    assert refused("classification", "ssim", "cosine", "top_5") == {"/requirements/ssim", "/requirements/cosine"}
+    assert refused("imitation", "top_5", "cosine") == {"/requirements/top_5"}
+    assert refused("imitation", "top_5", device="tpu") == {"/requirements/top_5", "/device"}
+    body = {**there, "recipe": RECIPE, "requirements": {"top_5": ">= 0.5"}}
+    assert api.http.post(route, json=body).status_code in (200, 202)
+
+
+@pytest.mark.parametrize(("classes", "fits"), [(5, False), (6, True)])
+def test_top_5_of_five_classes_cannot_be_required(api: Api, classes: int, fits: bool) -> None:
+    model, dataset = api.model(ready=False), api.dataset(ready=False)
+    api.check(model, summary=MODEL_SUMMARY | {"outputs": [{"name": "y", "shape": ["n", classes]}]})
+    api.check(dataset, summary=DATASET_SUMMARY | {"classes": [str(number) for number in range(classes)]})
+    required = {"requirements": {"top_5": ">= 0.9"}}
+    for given, pointer in (
+        (required, "/requirements/top_5"),
+        ({"recipe": RECIPE | required}, "/recipe/requirements/top_5"),
+        ({"recipe": RECIPE | required} | required, "/requirements/top_5"),
+    ):
+        answer = api.submit(model=model, datasets=[dataset], **given)
+        if fits:
+            assert answer.status_code == 202, answer.text
+        else:
+            (fault,) = answer.json()["faults"]
+            assert (answer.status_code, fault["pointer"]) == (422, pointer)
+            assert fault["message"] == "top-5 accuracy is measured on more than 5 classes, the dataset has 5"
+
+
 def test_a_new_classifier_is_for_any_number_of_classes(api: Api) -> None:
     model = api.model(b"of a thousand", ready=False)
     api.check(model, summary=MODEL_SUMMARY | {"outputs": [{"name": "y", "shape": ["n", 1000]}]})

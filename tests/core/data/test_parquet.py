@@ -122,6 +122,13 @@ def test_names_of_classes_are_those_of_hugging_face(tmp_path: Path, png: Png) ->
     assert faults == [("/columns/label", "column 'label': a label 1 of 1 named classes")]
 
 
+def test_a_class_name_that_is_there_twice_is_refused(tmp_path: Path, png: Png) -> None:
+    label = {"names": ["a", "a", "b", "b", "c"], "_type": "ClassLabel"}
+    made = named_by_hugging_face(some(png, 12, classes=5), label=label)
+    faults = refusal(write(tmp_path / "d.parquet", made), DatasetUnsuitable)
+    assert faults == [("/columns/label", "column 'label': its class names hold 'a', 'b' more than once")]
+
+
 @pytest.mark.parametrize(
     "metadata", [b"\xff", b"[", b"[]", b'{"info": 3}', b'{"info": {"features": {"label": {"_type": "ClassLabel"}}}}']
 )
