@@ -291,9 +291,8 @@ def test_a_dataset_of_one_folder_has_no_labels(http: httpx.Client) -> None:
     job = {"model": _ready_model(http), "datasets": [dataset["id"]], "recipe": {"steps": [step]}}
     refused = http.post("/v1/jobs", json=job)
     assert refused.status_code == 422
-    assert {"pointer": "/datasets/0", "message": "the dataset has no labels"}.items() <= refused.json()["faults"][
-        0
-    ].items()
+    (fault,) = refused.json()["faults"]
+    assert (fault["pointer"], fault["message"]) == ("/datasets/0", "the dataset has no labels")
 
 
 def _ready_model(http: httpx.Client) -> str:
