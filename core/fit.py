@@ -95,7 +95,7 @@ def fit_faults(
         return faults
     if task == "reconstruction":
         return faults + _image_faults(shape, outputs, have)
-    return faults + _label_faults(classes) + _class_faults(None if new_head else classes, outputs)
+    return faults + _label_faults(classes) + _class_faults(None if new_head or not classes else classes, outputs)
 
 
 def per_channel_faults(options: Preprocess, channels: int) -> list[Fault]:
