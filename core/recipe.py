@@ -114,6 +114,17 @@ class FilterNorm(Section):
             raise ValueError(f"scores is of signal: activations; signal: {self.signal} looks at no images")
         return self
 
+    def never_grown(self, budget: int | None) -> str | None:
+        """What is wrong with `local.grow` where no fine-tuning that it is for, `budget` epochs at most, gets to it."""
+        local, low = self.fine_tune.local, self.fine_tune.policy.low or 0
+        if local is None or not isinstance(local.grow, int):
+            return None
+        longest = low if local.fine_tunings == "low" else max(low, self.fine_tune.epochs)
+        longest = longest if budget is None else min(longest, budget)
+        if local.grow < longest:
+            return None
+        return f"local.grow after {local.grow} epochs is never reached: the longest local fine-tuning has {longest}"
+
     def at_random(self) -> FilterNorm:
         """The same step with random scores and no guard."""
         target = self.target.model_copy(update={"max_accuracy_drop": None})
@@ -251,8 +262,8 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _reached(self) -> Recipe:
-        """A milestone, or the end of a warm-up, may not lie behind the end of every training that it is meant for; nor
-        may a rate be for what is frozen."""
+        """A milestone, the end of a warm-up or of a vicinity's growth may not lie behind the end of every training that
+        it is meant for; nor may a rate be for what is frozen."""
         milestones: dict[int, int] = {}
         warmups: dict[int, int] = {}
         for training, epochs in self.trainings():
@@ -277,6 +288,9 @@ class Recipe(Section):
                     f"a warmup of {warmup} epochs never ends: the longest training with it has {epochs}, and the rate "
                     "would never be lr"
                 )
+        for step in self.steps:
+            if isinstance(step, FilterNorm) and (told := step.never_grown(self.epochs_budget)):
+                raise ValueError(told)
         return self
 
     @field_validator("steps")

@@ -261,6 +261,31 @@ def test_local_fine_tunings() -> None:
     assert "unknown field" in faults({"training": {"local": {}}, "steps": [STEP]})["/training/local"].message
 
 
+@pytest.mark.parametrize(
+    ("fine_tune", "budget", "longest"),
+    [
+        ({"epochs": 2, "local": {"grow": 9}}, None, 2),
+        ({"epochs": 9, "local": {"grow": 9}}, None, 9),
+        ({"epochs": 10, "local": {"grow": 9}}, None, None),
+        ({"epochs": 10, "local": {"grow": 9}}, 8, 8),
+        ({"epochs": 2, "local": {"grow": 0.9}}, None, None),
+        ({"epochs": 2, "local": {}}, None, None),
+        ({"epochs": 2, "policy": {"low": 10, "high": {"loops": 2}}, "local": {"grow": 9}}, None, None),
+        ({"epochs": 9, "policy": {"low": 3, "high": {"loops": 2}}, "local": {"grow": 3, "fine_tunings": "low"}},
+         None, 3),
+    ],
+)  # fmt: skip
+def test_a_vicinity_gets_to_the_whole_network(
+    fine_tune: dict[str, Any], budget: int | None, longest: int | None
+) -> None:
+    document = {"epochs_budget": budget, "steps": [STEP | {"fine_tune": fine_tune}]}
+    if longest is None:
+        parse_recipe(document)
+    else:
+        told = faults(document)[""].message
+        assert told.endswith(f"is never reached: the longest local fine-tuning has {longest}")
+
+
 def test_a_budget_of_epochs() -> None:
     assert parse_recipe({"epochs_budget": 100, "steps": [STEP]}).epochs_budget == 100
     assert "at least 1" in str(faults({"epochs_budget": 0, "steps": [STEP]})["/epochs_budget"].expected)
