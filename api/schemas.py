@@ -53,7 +53,8 @@ class DatasetRequest(_In):
     )  # fmt: skip
     format: DatasetFormat | None = Field(None, description="where the name does not say it")
     sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-fA-F]{64}$", to_lower=True)] | None = Field(
-        None, description="of the file: another one is refused, and a dataset that is known by it is not fetched again"
+        None,
+        description="64 hex digits, of the file: another one is refused, a dataset known by it is not fetched again",
     )
     preprocess: Preprocess = Preprocess()
     splits: Splits = Splits()

@@ -33,7 +33,7 @@ def with_batch_norm(
         larger, entry = insert(network, batches)
     except CutRefused as error:
         raise RecipeInvalid(
-            f"batchnorm: insert has nothing to do: {error.message}",
+            "batchnorm: insert has nothing to do",
             faults=[Fault("/batchnorm", error.message, "keep")],
         ) from None
     norms = {layer: larger.layers()[name] for layer, name in entry["layers"].items()}

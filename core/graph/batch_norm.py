@@ -28,6 +28,9 @@ CLASSES: Mapping[int, type[_BatchNorm]] = {
     2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d,
 }  # fmt: skip
 
+MOST_TOLD = 10
+"""Layers that a refusal gives the reasons of."""
+
 
 # --- putting in -------------------------------------------------------------------------------------------------------
 
@@ -138,7 +141,9 @@ def _places(network: Network, only: Mapping[str, str] | None) -> dict[str, str]:
     found, left = insertable(network, outputs=only is not None)
     if only is None:
         if not found:
-            reasons = "; ".join(f"{name}: {reason}" for name, reason in left.items())
+            reasons = "; ".join(f"{name}: {reason}" for name, reason in list(left.items())[:MOST_TOLD])
+            if len(left) > MOST_TOLD:
+                reasons += f"; and {len(left) - MOST_TOLD} more layers"
             raise CutRefused(f"no layer can get a BatchNorm: {reasons or 'there is none'}")
         return {name: _unique(network, f"{name}_bn") for name in found}
     faults = [

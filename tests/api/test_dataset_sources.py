@@ -153,6 +153,12 @@ def test_a_name_that_says_no_format_is_told_the_formats(api: Api) -> None:
     assert api.http.post("/v1/datasets", json=body | {"format": "npz"}).json()["format"] == "npz"
 
 
+def test_what_is_no_sha256_is_told_what_one_is(api: Api) -> None:
+    body = {"uri": "https://data.example.com/a.zip", "sha256": "zz"}
+    (fault,) = problem(api.http.post("/v1/datasets", json=body), 422, "request_invalid")["faults"]
+    assert fault["expected"].startswith("64 hex digits")
+
+
 def test_columns_mean_parquet(api: Api) -> None:
     body = {"uri": "https://data.example.com/a.zip", "columns": {"label": "coarse"}}
     dataset = api.http.post("/v1/datasets", json=body).json()

@@ -143,6 +143,7 @@ def test_a_network_that_has_them_all_is_refused(tmp_path: Path) -> None:
         pipeline.run(job(saved(settled(), tmp_path)), tmp_path, Events())
     assert caught.value.faults[0].pointer == "/batchnorm"
     assert "a BatchNorm is behind it" in caught.value.faults[0].message
+    assert caught.value.message == "batchnorm: insert has nothing to do"  # the fault says why, once
 
 
 def test_keep_inserts_none(model: ModelInput, tmp_path: Path) -> None:

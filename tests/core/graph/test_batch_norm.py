@@ -30,6 +30,15 @@ from tests.core.graph.topologies import TOPOLOGIES, random_removal, seeded, topo
 # --- inserting --------------------------------------------------------------------------------------------------------
 
 
+def test_why_no_layer_can_have_one_is_told_of_a_few() -> None:
+    network = build("resnet20", num_classes=10, in_channels=1, image_size=(8, 8)).eval()
+    left = insertable(network)[1]
+    with pytest.raises(CutRefused, match="no layer can get a BatchNorm") as caught:
+        insert(network, batches(network))
+    assert caught.value.message.count("a BatchNorm is behind it") == 10
+    assert caught.value.message.endswith(f"; and {len(left) - 10} more layers")
+
+
 @pytest.mark.parametrize("name", TOPOLOGIES)
 def test_insert_changes_no_output_and_is_folded_back(name: str) -> None:
     network = wide(topology(name))
