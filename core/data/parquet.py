@@ -80,7 +80,8 @@ def read_parquet(
     if path is None:
         fault = Fault("/file", "no file was given", "a .parquet file, or a zip of some")
         raise DatasetUnreadable("parquet needs a file", faults=[fault])
-    with parquet_files(path) as (files, others):
+    shelf = shelf or Shelf()
+    with parquet_files(path, shelf) as (files, others):
         scan = _Scan()
         total = _count(files, columns or Columns(), scan)
         for file in files:
@@ -92,7 +93,6 @@ def read_parquet(
         shape = (1 if grey else 3, *size)
         images = sum(scan.readable)
         what = f"{images} images of {size[0]}×{size[1]}×{shape[0]}"
-        shelf = shelf or Shelf()
         shelf.reserve(images * math.prod(shape), pointer="/preprocess/size", what=what)
         splits = _decode(files, scan, shape, shelf)
         _check(scan, total)

@@ -11,11 +11,10 @@ import json
 import os
 import re
 import struct
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -27,6 +26,7 @@ import pyarrow.parquet as pq
 from core.data.archive import GIB, MIB, Limits, open_archive
 from core.data.arrays import MAX_BYTES
 from core.data.folders import SPLIT_FOLDERS, is_litter
+from core.data.shelf import Shelf
 from core.data.source import SplitName, pointer
 from core.errors import BillhookError, DatasetTooLarge, DatasetUnreadable, DatasetUnsuitable, Fault
 from core.job import Columns
@@ -84,8 +84,10 @@ def is_parquet(names: Sequence[str]) -> bool:
 
 
 @contextmanager
-def parquet_files(path: Path) -> Iterator[tuple[list[File], list[str]]]:
+def parquet_files(path: Path, shelf: Shelf) -> Iterator[tuple[list[File], list[str]]]:
     """The Parquet files in the file `path`, a zip or one of them; and the names of what else is in the zip.
+
+    Those of a zip are unpacked, each once, into room of `shelf` that is given back at the end.
 
     Raises `DatasetRefused` with the faults.
     """
@@ -94,14 +96,18 @@ def parquet_files(path: Path) -> Iterator[tuple[list[File], list[str]]]:
     if not packed:
         yield [File(None, None, lambda: path.open("rb"))], []
         return
-    with open_archive(path, ZIP_LIMITS) as (archive, members), tempfile.TemporaryDirectory() as folder:
+    with open_archive(path, ZIP_LIMITS) as (archive, members), ExitStack() as held:
         files = [member for member in members if not member.is_dir() and not is_litter(member.filename)]
         named = [member for member in files if member.filename.lower().endswith(".parquet")]
         if not named:
             fault = Fault("/file", "no .parquet file in it", "files such as train-00000.parquet and test-00000.parquet")
             raise DatasetUnsuitable("the archive holds no Parquet files", faults=[fault])
+        size = sum(member.file_size for member in named)
+        folder = held.enter_context(
+            shelf.unpacked(size, pointer="/file", what=f"{len(named)} Parquet file(s), unpacked,")
+        )
         found = [
-            File(member.filename, _split_of(member.filename), partial(_unpacked, archive, member, Path(folder, str(n))))
+            File(member.filename, _split_of(member.filename), partial(_unpacked, archive, member, folder / str(n)))
             for n, member in enumerate(sorted(named, key=lambda member: member.filename))
         ]
         unclear = [file for file in found if file.split is None]

@@ -8,6 +8,8 @@ from __future__ import annotations
 import math
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
@@ -77,20 +79,31 @@ class Shelf:
         file.remove()
         self._on_disk -= file.size
 
-    def _take(self, size: int, *, pointer: str, what: str) -> None:
+    @contextmanager
+    def unpacked(self, size: int, *, pointer: str, what: str) -> Iterator[Path]:
+        """A folder for `size` bytes of files that are read, but are no images; at the end it goes, and its room is
+        given back. Raises `DatasetTooLarge`."""
+        self._take(size, pointer=pointer, what=f"{what} take {size} bytes", on_disk_only=True)
+        try:
+            with tempfile.TemporaryDirectory(dir=self._folder) as folder:
+                yield Path(folder)
+        finally:
+            self._on_disk -= size
+
+    def _take(self, size: int, *, pointer: str, what: str, on_disk_only: bool = False) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
         left = max(0, shutil.disk_usage(self._folder).free - FREE_BYTES)
         if self.room.disk_bytes is not None:
             left = min(left, self.room.disk_bytes - self._on_disk)
         if size > left:
+            expected = "smaller or fewer images, or more room: BILLHOOK_DISK_LIMIT_BYTES"
+            if on_disk_only:
+                fault = Fault(pointer, f"{what} of disk, and {left} are left", expected)
+                raise DatasetTooLarge("the dataset does not fit on disk", faults=[fault])
             memory = self.room.memory_bytes
             message = f"{what}: more than the {memory} of memory that a dataset may take, and {size} on disk, of {left}"
-            expected = (
-                "smaller or fewer images, or more room: BILLHOOK_DISK_LIMIT_BYTES, or BILLHOOK_DATASET_MEMORY_BYTES"
-            )
-            raise DatasetTooLarge(
-                "the images fit neither in memory nor on disk", faults=[Fault(pointer, message, expected)]
-            )
+            fault = Fault(pointer, message, f"{expected}, or BILLHOOK_DATASET_MEMORY_BYTES")
+            raise DatasetTooLarge("the images fit neither in memory nor on disk", faults=[fault])
         self._on_disk += size
 
 

@@ -273,8 +273,8 @@ def test_local_fine_tunings() -> None:
         ({"epochs": 2, "local": {"grow": 0.9}}, None, None),
         ({"epochs": 2, "local": {}}, None, None),
         ({"epochs": 2, "policy": {"low": 10, "high": {"loops": 2}}, "local": {"grow": 9}}, None, None),
-        ({"epochs": 9, "policy": {"low": 3, "high": {"loops": 2}}, "local": {"grow": 3, "fine_tunings": "low"}}, None,
-         3),
+        ({"epochs": 9, "policy": {"low": 3, "high": {"loops": 2}}, "local": {"grow": 3, "fine_tunings": "low"}},
+         None, 3),
     ],
 )  # fmt: skip
 def test_a_vicinity_gets_to_the_whole_network(

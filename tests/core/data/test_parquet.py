@@ -23,7 +23,9 @@ from PIL import Image
 
 from core.data import parquet, parquet_files
 from core.data.datasets import Dataset, load_dataset
+from core.data.parquet import read_parquet
 from core.data.rows import Stored
+from core.data.shelf import Shelf
 from core.errors import DatasetRefused, DatasetTooLarge, DatasetUnreadable, DatasetUnsuitable
 from core.job import Columns, DatasetInput, DatasetOptions, Preprocess, Room
 from tests.core.data.conftest import encode
@@ -327,6 +329,34 @@ def test_a_pixel_bomb_is_refused_by_its_header(tmp_path: Path, png: Png) -> None
 def test_more_than_there_is_room_for_is_refused_before_it_is_taken(tmp_path: Path, png: Png) -> None:
     path, room = write(tmp_path / "d.parquet", some(png, 16)), Room(memory_bytes=1000, disk_bytes=1000)
     assert refusal(path, DatasetTooLarge, room)[0][0] == "/preprocess/size"
+
+
+def test_files_of_a_zip_are_unpacked_into_the_room_on_disk(tmp_path: Path, png: Png) -> None:
+    path = packed(tmp_path / "d.zip", train_0=some(png, 16), test_0=some(png, 4, 1))
+    with zipfile.ZipFile(path) as archive:
+        size = sum(member.file_size for member in archive.infolist())
+    ((pointer, message),) = refusal(path, DatasetTooLarge, Room(disk_bytes=size - 1))
+    assert pointer == "/file"
+    assert message == f"2 Parquet file(s), unpacked, take {size} bytes of disk, and {size - 1} are left"
+    assert load(path, room=Room(disk_bytes=size)).classes == ("0", "1")
+    # the images come beside the files, as long as both are needed
+    images = 20 * 3 * 6 * 5
+    ((pointer, _),) = refusal(path, DatasetTooLarge, Room(memory_bytes=1, disk_bytes=size + images - 1))
+    assert pointer == "/preprocess/size"
+    assert isinstance(load(path, room=Room(memory_bytes=1, disk_bytes=size + images)).splits["train"].rows, Stored)
+
+
+def test_room_of_unpacked_files_is_given_back(tmp_path: Path, png: Png) -> None:
+    path = packed(tmp_path / "d.zip", train_0=some(png, 16))
+    shelf = Shelf(Room(disk_bytes=100_000), tmp_path / "work")
+    read_parquet(path, Preprocess(), shelf)
+    assert list((tmp_path / "work").iterdir()) == []
+    with shelf.unpacked(100_000, pointer="/file", what="all") as folder:  # the whole of it
+        assert folder.parent == tmp_path / "work"
+    with pytest.raises(DatasetUnsuitable):
+        read_parquet(packed(tmp_path / "e.zip", test_0=some(png, 4)), Preprocess(), shelf)
+    with shelf.unpacked(100_000, pointer="/file", what="all"):
+        pass
 
 
 def test_what_does_not_fit_memory_is_streamed(tmp_path: Path, png: Png) -> None:
