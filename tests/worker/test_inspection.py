@@ -19,6 +19,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from sqlalchemy.exc import OperationalError
 from torch import nn
 
 from core.graph.architectures.small_cnn import SmallCNN
@@ -153,6 +154,35 @@ def test_an_upload_is_not_to_blame_for_storage_or_disk(
     monkeypatch.undo()
     check_upload(house.context, model_id)
     assert house.upload(model_id).state == "ready"
+
+
+def test_a_defect_of_ours_refuses_the_upload_at_once(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise ValueError("secret words")
+
+    model_id = house.model("fine")
+    monkeypatch.setattr(ArtifactStore, "get_file", broken)
+    check_upload(house.context, model_id)
+    model = house.upload(model_id)
+    assert (model.state, model.check_token) == ("refused", None)
+    assert model.refusal == {
+        "code": "internal_error", "faults": [],
+        "message": "an unexpected ValueError in the worker ended the check; its log has the details",
+    }  # fmt: skip
+
+
+def test_a_database_that_is_away_decides_nothing(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lease runs out, and another worker takes the check."""
+
+    def away(*_: object) -> None:
+        raise OperationalError("", {}, Exception("no connection"))
+
+    model_id = house.model("fine")
+    monkeypatch.setattr(ArtifactStore, "get_file", away)
+    check_upload(house.context, model_id)
+    model = house.upload(model_id)
+    assert (model.state, model.check_count) == ("checking", 1)
+    assert model.check_token is not None
 
 
 def test_a_file_that_is_gone_while_another_worker_has_the_check(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
