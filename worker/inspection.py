@@ -86,7 +86,7 @@ def _check(context: Context, check: Check, heart: Heart) -> None:
             inputs = DatasetCheck(dataset=dataset, room=context.room(workdir), threads=context.settings.threads)
         (workdir / "job.json").write_text(inputs.model_dump_json(), encoding="utf-8")
         ended = supervise(
-            f"inspect_{check.kind}", workdir, context.limits(context.settings.inspect_seconds_limit),
+            f"inspect_{check.kind}", workdir, context.inspect_limits,
             order=heart.order, store=_ignore, command=context.command,
         )  # fmt: skip
         _close(context, check, heart, ended, workdir)

@@ -32,7 +32,7 @@ from store.records import Dataset, Model
 from store.settings import Settings
 from store.uploads import Check
 from tests.core.graph.exported import saved
-from tests.worker.house import House, wait_for
+from tests.worker.house import FAKE_CHILD, House, wait_for
 from tests.worker.reports import GRAPH, PNG
 from tests.worker.test_supervisor import children_of
 from worker import answers
@@ -227,6 +227,20 @@ def test_a_sigterm_to_all_processes_at_once_is_no_death(house: House, stopping: 
     thread.join(10)
     model = house.upload(model_id)
     assert (model.state, model.check_count) == ("checking", deaths)
+
+
+def test_a_check_that_takes_too_long_names_its_own_setting(settings: Settings) -> None:
+    context = make_context(
+        settings.model_copy(update={"inspect_seconds_limit": 1}), name="here:1", command=FAKE_CHILD
+    )  # fmt: skip
+    house = House(context)
+    model_id = house.model("hang")
+    check_upload(context, model_id)
+    refusal = house.upload(model_id).refusal
+    context.engine.dispose()
+    assert refusal is not None
+    assert (refusal["code"], refusal["faults"]) == ("time_limit", [])
+    assert refusal["message"] == "its time is over: 1 s were left to it (BILLHOOK_INSPECT_SECONDS_LIMIT)"
 
 
 # --- the real child --------------------------------------------------------------------------------------------------
