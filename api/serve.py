@@ -221,11 +221,12 @@ def _serve(settings: Settings, listener: socket.socket, options: argparse.Namesp
 
 
 def _children(listener: socket.socket, devices: Sequence[str]) -> list[Child]:
-    """The API and, if there are devices, a worker for each and one for uploads: what the API says there is."""
+    """The API and, if there are devices, a worker for each, one that checks uploads and one that fetches datasets: what
+    the API says there is."""
     socket_number = listener.fileno()
     children = [Child("api", ("api.listen", "--fd", str(socket_number)), pass_fds=(socket_number,))]
     if devices:
-        children.append(Child("worker-inspect", ("worker", "--queue", "inspect")))
+        children += [Child(f"worker-{queue}", ("worker", "--queue", queue)) for queue in ("inspect", "fetch")]
     for device in devices:
         _, _, number = device.partition(":")
         queue = ("gpu", "--gpu", number) if number else ("cpu",)

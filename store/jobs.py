@@ -132,7 +132,7 @@ def request_cancel(session: Session, owner: str, job_id: str, now: datetime | No
     move(job, "cancelled" if job.state == "queued" else "cancelling", now)
     append_to(session, job, None, [state_event(job)], now)
     if job.state == "cancelled":
-        outbox.settle(session, "run", job.id)
+        outbox.settle(session, job.id)
     return job
 
 

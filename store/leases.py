@@ -65,7 +65,7 @@ def claim(
     if taken.rowcount != 1:  # type: ignore[attr-defined]
         return None
     job = lock_job(session, job_id)
-    outbox.settle(session, "run", job_id)
+    outbox.settle(session, job_id)
     attempt = Attempt(
         id=new_id("att"),
         job_id=job_id,
@@ -182,7 +182,7 @@ def finish(
     _end(job, attempt, state, now, error=job.error, output_tail=output_tail)
     body = {} if error is None else {"error": job.error}
     append_to(session, job, attempt.number, [*events, state_event(job, **body)], now)
-    outbox.settle(session, "run", job.id)
+    outbox.settle(session, job.id)
 
 
 def release(

@@ -18,18 +18,20 @@ from store.records import OutboxMessage, Topic
 
 BACKOFF_SECONDS = (5, 10, 20, 30)  # after the 1st, 2nd, 3rd, 4th and every later publication
 INSPECT_QUEUE = "inspect"
+FETCH_QUEUE = "fetch"
 
 
 def add(
     session: Session, topic: Topic, subject_id: str, queue: str, now: datetime | None = None, *, delay: float = 0.0
 ) -> None:
-    """Have `subject_id` published to `queue`, from `delay` seconds on. One that is there already starts over."""
+    """Have `subject_id` published to `queue`, from `delay` seconds on. Each has one message: one that is there already
+    starts over, whatever it was for."""
     now = now or now_utc()
     next_at = now + timedelta(seconds=delay)
-    same = (OutboxMessage.topic == topic) & (OutboxMessage.subject_id == subject_id)
+    same = OutboxMessage.subject_id == subject_id
     message = session.scalars(select(OutboxMessage).where(same).with_for_update()).one_or_none()
     if message is not None:
-        message.queue, message.next_at, message.rings = queue, next_at, 0
+        message.topic, message.queue, message.next_at, message.rings = topic, queue, next_at, 0
     else:
         message = OutboxMessage(
             id=new_id("out"), topic=topic, subject_id=subject_id, queue=queue, created_at=now, next_at=next_at
@@ -59,15 +61,11 @@ def rung(session: Session, message_id: str, now: datetime) -> None:
         message.rings += 1
 
 
-def hold(session: Session, topic: Topic, subject_id: str, until: datetime) -> None:
+def hold(session: Session, subject_id: str, until: datetime) -> None:
     """Somebody is at it: do not ring again before `until`."""
-    session.execute(
-        update(OutboxMessage)
-        .where(OutboxMessage.topic == topic, OutboxMessage.subject_id == subject_id)
-        .values(next_at=until)
-    )
+    session.execute(update(OutboxMessage).where(OutboxMessage.subject_id == subject_id).values(next_at=until))
 
 
-def settle(session: Session, topic: Topic, subject_id: str) -> None:
+def settle(session: Session, subject_id: str) -> None:
     """No more need to ring."""
-    session.execute(delete(OutboxMessage).where(OutboxMessage.topic == topic, OutboxMessage.subject_id == subject_id))
+    session.execute(delete(OutboxMessage).where(OutboxMessage.subject_id == subject_id))

@@ -30,7 +30,7 @@ JobState = Literal["queued", "running", "cancelling", "succeeded", "failed", "ca
 UploadState = Literal["checking", "ready", "refused"]
 TerminalState = Literal["succeeded", "failed", "cancelled"]
 Outcome = Literal["succeeded", "failed", "cancelled", "lost", "released"]
-Topic = Literal["run", "inspect_model", "inspect_dataset"]
+Topic = Literal["run", "inspect_model", "inspect_dataset", "fetch_dataset"]
 
 # THE transition table. `running -> queued`: the attempt was lost or given back; the next one resumes.
 # `cancelling -> succeeded | failed`: the attempt was over before the cancellation reached it.

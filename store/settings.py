@@ -105,7 +105,9 @@ class Settings(BaseSettings):
     run_seconds_limit: int = Field(
         86_400, ge=1, description="longest run of a job, summed over attempts; time in the queue does not count"
     )
-    inspect_seconds_limit: int = Field(300, ge=1, description="longest check of an uploaded model or dataset")
+    inspect_seconds_limit: int = Field(
+        1_800, ge=1, description="longest check of a model or dataset; images that are streamed are decoded in it"
+    )
     memory_limit_bytes: int = Field(16 * GIB, ge=2**28, description="resident memory of a child and its descendants")
     dataset_memory_bytes: int | None = Field(
         None,

@@ -128,11 +128,12 @@ def format_of(source: SourceUri, asked: DatasetFormat | None) -> DatasetFormat |
     if asked == "digits":
         return Fault("/format", f"digits are {BUILTIN}", "image_folder, npz or parquet")
     suffix = PurePosixPath(source.filename).suffix.lower()
-    possible = FORMATS.get(suffix)
-    if source.is_folder or (source.scheme == "file" and not suffix):
-        possible = FORMATS[".zip"]  # a folder is packed
+    possible = FORMATS[".zip"] if source.is_folder else FORMATS.get(suffix)  # a folder is packed
     if possible is None:
-        return asked or Fault("/format", f"the name {source.filename[:100]!r} says no format", _EXPECTED_NAME)
+        if source.scheme == "file" and not suffix:  # a file or a folder
+            return asked or FORMATS[".zip"][0]
+        expected = _EXPECTED_NAME + "; a folder ends in /" * (source.scheme == "file")
+        return asked or Fault("/format", f"the name {source.filename[:100]!r} says no format", expected)
     if asked is not None and asked not in possible:
         return Fault("/format", f"the file's name says {possible[0]}", f"{' or '.join(possible)}, or leave it out")
     return asked or possible[0]

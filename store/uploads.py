@@ -47,7 +47,7 @@ def create_model(
         id=new_id("mdl"), owner=owner, sha256=sha256, bytes=bytes, filename=storable_text(filename), format=format,
         options=storable(options), identity=identity, created_at=now or now_utc(),
     )  # fmt: skip
-    return _create(session, Model, fresh, "inspect_model")
+    return _create(session, Model, fresh)
 
 
 def create_dataset(
@@ -66,11 +66,19 @@ def create_dataset(
         options=storable(options), identity=identity, uri=uri, pinned_sha256=pinned_sha256,
         created_at=now or now_utc(),
     )  # fmt: skip
-    return _create(session, Dataset, fresh, "inspect_dataset")
+    return _create(session, Dataset, fresh)
 
 
-def set_fetched(session: Session, check: Check, sha256: str, size: int, filename: str) -> None:
-    """The file of a dataset that is given by its URI is in the storage: from now on the dataset is these bytes.
+def is_to_be_fetched(subject: Model | Dataset) -> bool:
+    """Whether it is a dataset whose file is not in the storage yet."""
+    return isinstance(subject, Dataset) and subject.sha256 is None and not subject.uri.startswith("builtin:")
+
+
+def set_fetched(
+    session: Session, check: Check, sha256: str, size: int, filename: str, now: datetime | None = None
+) -> None:
+    """The file of a dataset that is given by its URI is in the storage: from now on the dataset is these bytes, and is
+    given back to be checked.
 
     An upload of them is known by this record, unless another one stands for it already. Raises `LeaseLost`.
     """
@@ -82,6 +90,7 @@ def set_fetched(session: Session, check: Check, sha256: str, size: int, filename
             dataset.identity = _identity(sha256, dataset.format, dataset.options)
     except IntegrityError:
         session.refresh(dataset)
+    _offer(session, dataset, now or now_utc())
 
 
 def _identity(content: str, format: str, options: Mapping[str, Any]) -> str:
@@ -94,30 +103,50 @@ def _sorted(value: Any) -> Any:
     return [_sorted(item) for item in value] if isinstance(value, list) else value
 
 
-def _create(session: Session, table: type[Subject], fresh: Subject, topic: Topic) -> tuple[Subject, bool]:
+def _create(session: Session, table: type[Subject], fresh: Subject) -> tuple[Subject, bool]:
     known = select(table).where(table.owner == fresh.owner, table.identity == fresh.identity)
     if (found := session.scalars(known.with_for_update()).one_or_none()) is not None:
-        if isinstance(found, Dataset) and isinstance(fresh, Dataset) and found.sha256 is None:
-            _come_otherwise(found, fresh)
-        if found.state == "refused":
-            # posted again, it is checked again: the service may know more operators today, or have been at fault
-            found.state, found.refusal, found.checked_at, found.check_count = "checking", None, None, 0
-            outbox.add(session, topic, found.id, outbox.INSPECT_QUEUE, fresh.created_at)
+        came = isinstance(found, Dataset) and isinstance(fresh, Dataset) and _come_otherwise(found, fresh)
+        # posted again, it is checked again: the service may know more operators today, or have been at fault
+        if came or found.state == "refused":
+            found.state, found.refusal, found.checked_at = "checking", None, None
+            _offer(session, found, fresh.created_at)
         return found, False
     try:
         with session.begin_nested():
             session.add(fresh)
     except IntegrityError:  # somebody else was a moment earlier
         return session.scalars(known).one(), False
-    outbox.add(session, topic, fresh.id, outbox.INSPECT_QUEUE, fresh.created_at)
+    _ring(session, fresh, fresh.created_at)
     return fresh, True
 
 
-def _come_otherwise(found: Dataset, fresh: Dataset) -> None:
-    """What was not fetched yet was uploaded meanwhile, or is to be tried from elsewhere."""
-    if fresh.sha256 is not None or found.state == "refused":
-        found.uri, found.filename = fresh.uri, fresh.filename
-        found.sha256, found.bytes = fresh.sha256, fresh.bytes
+def _come_otherwise(found: Dataset, fresh: Dataset) -> bool:
+    """Whether what was not fetched yet was uploaded meanwhile, or is to be tried from elsewhere. Whoever fetches it now
+    has lost it: the bytes are there, whatever becomes of the source."""
+    if not is_to_be_fetched(found) or (fresh.sha256 is None and found.state != "refused"):
+        return False
+    found.uri, found.filename = fresh.uri, fresh.filename
+    found.sha256, found.bytes = fresh.sha256, fresh.bytes
+    return True
+
+
+def _offer(session: Session, subject: Model | Dataset, now: datetime) -> None:
+    """Have it taken anew: nobody has it, and nobody died at it."""
+    subject.check_token = subject.check_expires_at = None
+    subject.check_count = 0
+    _ring(session, subject, now)
+
+
+def _ring(session: Session, subject: Model | Dataset, now: datetime, delay: float = 0.0) -> None:
+    """Have it fetched, or else checked: a slow source must not keep others from their checks."""
+    topic: Topic
+    if isinstance(subject, Model):
+        topic = "inspect_model"
+    else:
+        topic = "fetch_dataset" if is_to_be_fetched(subject) else "inspect_dataset"
+    queue = outbox.FETCH_QUEUE if topic == "fetch_dataset" else outbox.INSPECT_QUEUE
+    outbox.add(session, topic, subject.id, queue, now, delay=delay)
 
 
 def get(session: Session, table: type[Subject], owner: str, subject_id: str) -> Subject:
@@ -155,7 +184,7 @@ def delete(session: Session, table: type[Subject], owner: str, subject_id: str) 
         raise NotFound(f"there is no {table.__name__.lower()} {subject_id}")
     if using := _open_jobs_using(session, owner, subject_id):
         raise InUse(f"{subject_id} is needed by {len(using)} job(s) that are not over: {', '.join(using[:3])}")
-    outbox.settle(session, _topic(table), subject_id)
+    outbox.settle(session, subject_id)
     session.delete(subject)
 
 
@@ -165,19 +194,24 @@ def _open_jobs_using(session: Session, owner: str, subject_id: str) -> list[str]
 
 
 def claim_check(
-    session: Session, subject_id: str, now: datetime | None = None, *, seconds: float = CHECK_SECONDS
-) -> Check | None:
+    session: Session, subject_id: str, now: datetime | None = None, *, seconds: float = CHECK_SECONDS,
+    fetching: bool = False,
+) -> Check | None:  # fmt: skip
     """Take the check of a model or dataset; None if it is over, somebody is at it, or it was deleted.
 
+    `fetching`: one whose file is to be fetched, else one whose file is there; another is rung for where it belongs.
     After `MAX_CHECKS` workers died at it, it is refused (`poison`). Beat with `extend_check`.
     """
     now = now or now_utc()
     table = _table(subject_id)
     subject = _locked(session, table, subject_id)
     if subject is None or subject.state != "checking":
-        outbox.settle(session, _topic(table), subject_id)
+        outbox.settle(session, subject_id)
         return None
     if subject.check_expires_at is not None and subject.check_expires_at >= now:
+        return None
+    if is_to_be_fetched(subject) is not fetching:  # a bell that was late
+        _ring(session, subject, now)
         return None
     if subject.check_count >= MAX_CHECKS:
         message = f"{subject.check_count} workers in a row died while checking it; it is not tried again"
@@ -186,7 +220,7 @@ def claim_check(
     subject.check_count += 1
     subject.check_token = secrets.token_hex(16)
     subject.check_expires_at = now + timedelta(seconds=seconds)
-    outbox.hold(session, _topic(table), subject_id, subject.check_expires_at)
+    outbox.hold(session, subject_id, subject.check_expires_at)
     return Check("model" if table is Model else "dataset", subject_id, subject.check_token, seconds)
 
 
@@ -198,7 +232,7 @@ def extend_check(session: Session, check: Check, now: datetime | None = None) ->
     except LeaseLost:
         return False
     subject.check_expires_at = now + timedelta(seconds=check.seconds)
-    outbox.hold(session, _topic(type(subject)), check.subject_id, subject.check_expires_at)
+    outbox.hold(session, check.subject_id, subject.check_expires_at)
     return True
 
 
@@ -215,7 +249,7 @@ def release_check(
     subject.check_token = subject.check_expires_at = None
     if not died:
         subject.check_count -= 1
-    outbox.add(session, _topic(type(subject)), subject.id, outbox.INSPECT_QUEUE, now, delay=delay)
+    _ring(session, subject, now, delay)
 
 
 def set_ready(
@@ -246,7 +280,7 @@ def _close(
     subject.refusal = refusal
     subject.checked_at = now
     subject.check_token = subject.check_expires_at = None
-    outbox.settle(session, _topic(type(subject)), subject.id)
+    outbox.settle(session, subject.id)
 
 
 def _checked(session: Session, check: Check) -> Model | Dataset:
@@ -266,7 +300,3 @@ def _locked(session: Session, table: type[Model] | type[Dataset], subject_id: st
 
 def _table(subject_id: str) -> type[Model] | type[Dataset]:
     return Model if subject_id.startswith("mdl_") else Dataset
-
-
-def _topic(table: type[Model] | type[Dataset]) -> Topic:
-    return "inspect_model" if table is Model else "inspect_dataset"

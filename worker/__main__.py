@@ -1,4 +1,4 @@
-"""`python -m worker --queue cpu|gpu|inspect [--gpu N] [--name NAME]`: one worker process, one slot."""
+"""`python -m worker --queue cpu|gpu|inspect|fetch [--gpu N] [--name NAME]`: one worker process, one slot."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a worker until it is told to stop; the exit status (2: bad usage or settings)."""
     parser = argparse.ArgumentParser(
         prog="python -m worker",
-        description="Claim and run jobs (cpu, gpu) or check uploads (inspect), one at a time. SIGTERM gives a running "
-        "job back. Settings are BILLHOOK_ environment variables.",
+        description="Claim and run jobs (cpu, gpu), check uploads (inspect) or fetch datasets from their URIs "
+        "(fetch), one at a time. SIGTERM gives a running job back. Settings are BILLHOOK_ environment variables.",
     )
-    parser.add_argument("--queue", choices=("cpu", "gpu", "inspect"), required=True, help="what to work on")
+    parser.add_argument("--queue", choices=("cpu", "gpu", "inspect", "fetch"), required=True, help="what to work on")
     parser.add_argument("--gpu", type=int, metavar="N", help="number of the GPU that is this worker's slot (queue gpu)")
     parser.add_argument("--name", help="how this worker is called in records and logs; default: host and process")
     options = parser.parse_args(arguments)

@@ -197,9 +197,9 @@ def _text(value: Any, length: int) -> str | None:
     return value[:length] if isinstance(value, str) else None
 
 
-def unexpected(error: Exception) -> dict[str, Any]:
-    """The error of a job that met a defect of ours: what it was, and nothing of what it says."""
-    message = f"an unexpected {type(error).__name__} in the worker ended the job; its log has the details"
+def unexpected(error: Exception, work: Literal["job", "check"] = "job") -> dict[str, Any]:
+    """The error of a job or check that met a defect of ours: what it was, and nothing of what it says."""
+    message = f"an unexpected {type(error).__name__} in the worker ended the {work}; its log has the details"
     return {"code": "internal_error", "message": message, "faults": []}
 
 

@@ -21,6 +21,7 @@ TASKS: Mapping[Topic, str] = {
     "run": "billhook.run_job",
     "inspect_model": "billhook.inspect_model",
     "inspect_dataset": "billhook.inspect_dataset",
+    "fetch_dataset": "billhook.fetch_dataset",
 }
 EXPIRES_SECONDS = 300  # a message nobody took: by then the bell was rung again several times
 # RabbitMQ (3.12 and up, by queue) takes a message back that is not acknowledged within half an hour, and closes the

@@ -6,7 +6,7 @@ import os
 import socket
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from sqlalchemy import Engine
@@ -57,8 +57,14 @@ class Context:
         """Where the work folders are."""
         return self.settings.data_dir / "work"
 
+    @property
+    def inspect_limits(self) -> Limits:
+        """The settings' limits on a child that checks an upload."""
+        limits = self.limits(self.settings.inspect_seconds_limit)
+        return replace(limits, time_setting="BILLHOOK_INSPECT_SECONDS_LIMIT")
+
     def limits(self, run_seconds: float) -> Limits:
-        """The settings' limits on a child."""
+        """The settings' limits on a child that runs a job."""
         return Limits(
             run_seconds=run_seconds,
             memory_bytes=self.settings.memory_limit_bytes,

@@ -44,6 +44,7 @@ class LimitReached(BillhookError):
 @dataclass(frozen=True)
 class Limits:
     """What a child may use. Times in seconds; `line_…`, `lines` and `pipe_bytes` bound what it says on the pipe.
+    `time_setting`: the setting that `run_seconds` comes from.
 
     `files` counts folders too; `depth` is how deep they may lie in each other.
     """
@@ -51,6 +52,7 @@ class Limits:
     run_seconds: float
     memory_bytes: int
     disk_bytes: int
+    time_setting: str = "BILLHOOK_RUN_SECONDS_LIMIT"
     files: int = 100_000
     depth: int = 64
     open_files: int = 1_024
@@ -134,7 +136,8 @@ class Guard(threading.Thread):
         if self._exit_by is not None and now >= self._exit_by:
             self._end("lingers", at_once=True)
         if now - self._began > self._limits.run_seconds:
-            self.limit("time_limit", f"its time is over: {max(0, self._limits.run_seconds):.0f} s were left to it")
+            left, setting = max(0, self._limits.run_seconds), self._limits.time_setting
+            self.limit("time_limit", f"its time is over: {left:.0f} s were left to it ({setting})")
         self._watch_memory()
         if now >= self._disk_at:
             self._disk_at = now + DISK_SECONDS

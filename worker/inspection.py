@@ -1,11 +1,13 @@
-"""Checks an uploaded model or dataset in a child, and says whether it may be used."""
+"""Checks an uploaded model or dataset in a child, and says whether it may be used; before that, fetches a dataset that
+is given by its URI. The two are works of their own, so that a slow source keeps no upload from its check."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import structlog
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from core.job import DatasetCheck, ModelInput
@@ -15,29 +17,40 @@ from store.errors import ArtifactCorrupt, ArtifactMissing, LeaseLost, StorageUna
 from store.records import Dataset, Model
 from store.sources import shown
 from store.uploads import Check
-from worker.answers import OutputRefused, checked_contact_sheet, checked_graph, checked_summary, error_body
+from worker.answers import OutputRefused, checked_contact_sheet, checked_graph, checked_summary, error_body, unexpected
 from worker.attempt import dataset_path, fetch_dataset, fetch_model
 from worker.context import Context
 from worker.heart import Heart, Held
 from worker.lines import EventLine
-from worker.sources import SourceError, Stopped, fetch, is_to_be_fetched
+from worker.sources import SourceError, Stopped, fetch
 from worker.supervisor import Ended, supervise
 from worker.workdir import held_outputs, work_directory
+
+Work = Callable[[Context, Check, Heart], None]
 
 log = structlog.get_logger("billhook.worker")
 
 
 def check_upload(context: Context, subject_id: str) -> None:
     """Check one upload, if it is still to be checked: a message may come late, twice, or for one that is gone."""
+    _do(context, subject_id, _check, fetching=False)
+
+
+def fetch_source(context: Context, subject_id: str) -> None:
+    """Fetch one dataset's file, if that is still to be done; then it is to be checked."""
+    _do(context, subject_id, _fetch, fetching=True)
+
+
+def _do(context: Context, subject_id: str, work: Work, *, fetching: bool) -> None:
     with transaction(context.engine) as session:
-        check = uploads.claim_check(session, subject_id, seconds=context.settings.lease_seconds)
+        check = uploads.claim_check(session, subject_id, seconds=context.settings.lease_seconds, fetching=fetching)
     if check is None:
         log.info("nothing to do", subject=subject_id)
         return
     try:
         with heart_of(context, check) as heart:
             try:
-                _check(context, check, heart)
+                work(context, check, heart)
             except (ArtifactMissing, ArtifactCorrupt, OutputRefused, SourceError) as error:
                 with transaction(context.engine) as session:
                     uploads.set_refused(session, check, error.as_dict())
@@ -50,49 +63,61 @@ def check_upload(context: Context, subject_id: str) -> None:
                 log.warning("the upload cannot be checked now; it is given back", subject=subject_id, error=str(error))
                 with transaction(context.engine) as session:
                     uploads.release_check(session, check, delay=context.away_seconds)
+            except (LeaseLost, OperationalError):
+                raise
+            except Exception as error:  # a defect of ours: better told than met again by the next two workers
+                log.exception("check failed", subject=subject_id)
+                with transaction(context.engine) as session:
+                    uploads.set_refused(session, check, unexpected(error, "check"))
+    except OperationalError as error:  # nothing can be written: the lease runs out
+        log.warning("the database is away; the check is given up", subject=subject_id, error=type(error).__name__)
     except LeaseLost:
         log.warning("lease lost; nothing more is written", subject=subject_id)
 
 
 def _check(context: Context, check: Check, heart: Heart) -> None:
     with work_directory(context.work_root, check.token) as workdir:
-        with reading(context.engine) as session:
-            subject = _subject(session, check)
-            session.expunge_all()  # no transaction is held while the file is fetched
-        if subject is None:
-            log.info("nothing to do", subject=check.subject_id, state="deleted")
-            return
+        subject = _read(context, check)
         inputs: ModelInput | DatasetCheck
         if isinstance(subject, Model):
             inputs = fetch_model(context, subject, workdir)
         else:
-            if is_to_be_fetched(subject):
-                _fetch_source(context, check, heart, subject, workdir)
             dataset = fetch_dataset(context, subject, workdir)
             inputs = DatasetCheck(dataset=dataset, room=context.room(workdir), threads=context.settings.threads)
         (workdir / "job.json").write_text(inputs.model_dump_json(), encoding="utf-8")
         ended = supervise(
-            f"inspect_{check.kind}", workdir, context.limits(context.settings.inspect_seconds_limit),
+            f"inspect_{check.kind}", workdir, context.inspect_limits,
             order=heart.order, store=_ignore, command=context.command,
         )  # fmt: skip
         _close(context, check, heart, ended, workdir)
 
 
-def _fetch_source(context: Context, check: Check, heart: Heart, dataset: Dataset, workdir: Path) -> None:
+def _fetch(context: Context, check: Check, heart: Heart) -> None:
     """Have the dataset's file in the storage, and its record say so: from then on it is like any upload.
 
     Raises `SourceError`, `Stopped`, `LeaseLost`, `StorageUnavailable` or `OSError`.
     """
-    path = dataset_path(dataset, workdir)
-    log.info("fetching", subject=dataset.id, source=shown(dataset.uri))
-    fetched = fetch(context.settings, dataset, path, heart.order)
-    # the bytes first: a record must never point at nothing
-    context.storage.put_hashed(path, fetched.sha256, fetched.bytes)
-    path.chmod(0o444)
-    with transaction(context.engine) as session:
-        uploads.set_fetched(session, check, fetched.sha256, fetched.bytes, fetched.filename)
-    log.info("fetched", subject=dataset.id, sha256=fetched.sha256, bytes=fetched.bytes)
-    dataset.sha256 = fetched.sha256  # in memory alone: what the child is told
+    with work_directory(context.work_root, check.token) as workdir:
+        dataset = _read(context, check)
+        assert isinstance(dataset, Dataset)
+        path = dataset_path(dataset, workdir)
+        log.info("fetching", subject=dataset.id, source=shown(dataset.uri))
+        fetched = fetch(context.settings, dataset, path, heart.order)
+        # the bytes first: a record must never point at nothing
+        context.storage.put_hashed(path, fetched.sha256, fetched.bytes)
+        with transaction(context.engine) as session:
+            uploads.set_fetched(session, check, fetched.sha256, fetched.bytes, fetched.filename)
+        log.info("fetched", subject=dataset.id, sha256=fetched.sha256, bytes=fetched.bytes)
+
+
+def _read(context: Context, check: Check) -> Model | Dataset:
+    """The record, apart from any transaction: none is held while a file is fetched. Raises `LeaseLost`: deleted."""
+    with reading(context.engine) as session:
+        subject = _subject(session, check)
+        session.expunge_all()
+    if subject is None:
+        raise LeaseLost(f"{check.subject_id} was deleted")
+    return subject
 
 
 def heart_of(context: Context, check: Check) -> Heart:

@@ -1,4 +1,4 @@
-"""The three tasks. Each takes an id and nothing else; one whose work is done, taken or gone does nothing."""
+"""The tasks. Each takes an id and nothing else; one whose work is done, taken or gone does nothing."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from celery import Celery
 from worker.app import TASKS
 from worker.attempt import run_job
 from worker.context import Context
-from worker.inspection import check_upload
+from worker.inspection import check_upload, fetch_source
 
 
 def add_tasks(app: Celery, context: Context) -> None:
@@ -27,3 +27,8 @@ def add_tasks(app: Celery, context: Context) -> None:
     def inspect_dataset_task(dataset_id: str) -> None:
         if not context.stopping.is_set():
             check_upload(context, dataset_id)
+
+    @app.task(name=TASKS["fetch_dataset"])  # type: ignore[no-untyped-call, untyped-decorator]
+    def fetch_dataset_task(dataset_id: str) -> None:
+        if not context.stopping.is_set():
+            fetch_source(context, dataset_id)

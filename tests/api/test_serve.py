@@ -222,9 +222,9 @@ def test_the_key_of_the_settings_takes_the_place_of_the_one_that_is_there(tmp_pa
     ("devices", "workers"),
     [
         ((), []),
-        (("cpu",), ["inspect", "cpu"]),
-        (("cpu", "cuda:0", "cuda:3"), ["inspect", "cpu", "gpu --gpu 0", "gpu --gpu 3"]),
-        (("cuda:1",), ["inspect", "gpu --gpu 1"]),
+        (("cpu",), ["inspect", "fetch", "cpu"]),
+        (("cpu", "cuda:0", "cuda:3"), ["inspect", "fetch", "cpu", "gpu --gpu 0", "gpu --gpu 3"]),
+        (("cuda:1",), ["inspect", "fetch", "gpu --gpu 1"]),
     ],
 )
 def test_each_device_of_the_settings_has_a_worker(devices: tuple[str, ...], workers: list[str]) -> None:

@@ -34,7 +34,7 @@ def test_a_settled_message_is_gone_even_if_it_is_being_rung(engine: Engine) -> N
         (message,) = outbox.due(session, NOW)
         message_id = message.id
     with transaction(engine) as session:
-        outbox.settle(session, "run", "job_1")
+        outbox.settle(session, "job_1")
     with transaction(engine) as session:
         outbox.rung(session, message_id, at(1))
         assert outbox.due(session, at(1_000)) == []

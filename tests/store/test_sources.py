@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.errors import Fault
+from core.job import DatasetFormat
 from store.settings import Settings
-from store.sources import SourceUri, parse_uri, refusal, shown
+from store.sources import SourceUri, format_of, parse_uri, refusal, shown
 
 ALLOWING = Settings(
     _env_file=None, dataset_hosts=("data.example.com",), dataset_buckets=("sets",), dataset_roots=(Path("/srv/sets"),),
@@ -78,3 +79,42 @@ def test_nothing_is_allowed_by_default(uri: str, setting: str) -> None:
     assert fault is not None
     assert setting in str(fault.expected)
     assert refusal(source, ALLOWING) is None
+
+
+@pytest.mark.parametrize(
+    ("uri", "asked", "format"),
+    [
+        ("file:///srv/sets/photos", None, "image_folder"),
+        ("file:///srv/sets/photos", "image_folder", "image_folder"),
+        ("file:///srv/sets/images", "npz", "npz"),
+        ("file:///srv/sets/images", "parquet", "parquet"),
+        ("file:///srv/sets/images.v2", "npz", "npz"),
+        ("file:///srv/sets/v1.5/", None, "image_folder"),
+        ("file:///srv/sets/a.npz/", "parquet", "parquet"),
+        ("https://data.example.com/images", "npz", "npz"),
+        ("s3://sets/a.PARQUET", None, "parquet"),
+    ],
+)
+def test_the_format_is_what_is_asked_for_where_the_name_does_not_say_it(
+    uri: str, asked: DatasetFormat | None, format: DatasetFormat
+) -> None:  # fmt: skip
+    source = parse_uri(uri)
+    assert isinstance(source, SourceUri)
+    assert format_of(source, asked) == format
+
+
+@pytest.mark.parametrize(
+    ("uri", "asked", "expected"),
+    [
+        ("file:///srv/sets/v1.5", None, "a folder ends in /"),
+        ("https://data.example.com/v1.5", None, "or format: image_folder, npz or parquet"),
+        ("file:///srv/sets/photos/", "npz", "image_folder or parquet, or leave it out"),
+        ("file:///srv/sets/a.zip", "npz", "image_folder or parquet, or leave it out"),
+    ],
+)
+def test_a_format_that_is_wrong_or_unknown(uri: str, asked: DatasetFormat | None, expected: str) -> None:
+    source = parse_uri(uri)
+    assert isinstance(source, SourceUri)
+    fault = format_of(source, asked)
+    assert isinstance(fault, Fault)
+    assert str(fault.expected).endswith(expected)

@@ -116,7 +116,7 @@ class House:
 
     def ring_now(self, job_id: str) -> None:
         with transaction(self.context.engine) as session:
-            outbox.hold(session, "run", job_id, now_utc())
+            outbox.hold(session, job_id, now_utc())
 
     def upload(self, subject_id: str) -> Model | Dataset:
         with reading(self.context.engine) as session:

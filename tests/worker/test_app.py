@@ -151,6 +151,7 @@ def test_many_waiting_messages_are_taken_quickly(settings: Settings) -> None:
 def test_what_a_worker_consumes() -> None:
     assert queues_for("cpu", None) == ["cpu"]
     assert queues_for("inspect", None) == ["inspect"]
+    assert queues_for("fetch", None) == ["fetch"]
     assert queues_for("gpu", 2) == ["gpu", "gpu-2"]
 
 

@@ -203,6 +203,7 @@ def test_the_time_limit_counts_running_only(house: House) -> None:
     job = house.read(job_id)
     assert job.error is not None
     assert (job.state, job.error["code"]) == ("failed", "time_limit")
+    assert job.error["message"].endswith("(BILLHOOK_RUN_SECONDS_LIMIT)")
     assert 0.9 < time.monotonic() - began < 5
     assert "import/started" in [event.name for event in house.events(job_id)]
 

@@ -15,18 +15,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from sqlalchemy import select
 
 from store import uploads
 from store.artifacts import ArtifactStore
-from store.database import transaction
+from store.columns import now_utc
+from store.database import reading, transaction
 from store.errors import StorageUnavailable
-from store.records import Dataset
+from store.records import Dataset, OutboxMessage
 from store.settings import Settings
 from tests.worker.house import FAKE_CHILD, House, wait_for
 from tests.worker.source_server import Served, Server
 from worker.attempt import fetch_dataset
-from worker.context import make_context
-from worker.inspection import check_upload
+from worker.context import Context, make_context
+from worker.inspection import check_upload, fetch_source
 from worker.workdir import work_directory
 
 TEXT = b"fine" * 10_000
@@ -39,6 +41,12 @@ def open_house(allowing: Settings, server: Server) -> Iterator[House]:
     context = make_context(allowing, name="here:1", command=FAKE_CHILD)
     yield House(context)
     context.engine.dispose()
+
+
+def take(context: Context, dataset_id: str) -> None:
+    """What the workers do with it: one fetches, another checks."""
+    fetch_source(context, dataset_id)
+    check_upload(context, dataset_id)
 
 
 def dataset_of(house: House, dataset_id: str) -> Dataset:
@@ -56,7 +64,7 @@ def refusal_of(house: House, dataset_id: str) -> tuple[str, str]:
 
 def test_what_was_fetched_is_stored_and_recorded(open_house: House, server: Server) -> None:
     dataset_id = open_house.source(f"{server.url}/set.zip")
-    check_upload(open_house.context, dataset_id)
+    take(open_house.context, dataset_id)
     found = dataset_of(open_house, dataset_id)
     assert (found.state, found.refusal, found.sha256, found.bytes) == ("ready", None, SHA256, len(TEXT))
     assert (found.filename, found.uri) == ("set.zip", f"{server.url}/set.zip")
@@ -69,7 +77,7 @@ def test_what_was_fetched_is_stored_and_recorded(open_house: House, server: Serv
 def test_it_is_never_fetched_again(open_house: House, server: Server) -> None:
     """A job has the bytes of the check, whatever is there by now."""
     dataset_id = open_house.source(f"{server.url}/set.zip")
-    check_upload(open_house.context, dataset_id)
+    take(open_house.context, dataset_id)
     server.files.clear()
     with work_directory(open_house.context.work_root, "job") as workdir:
         inputs = fetch_dataset(open_house.context, dataset_of(open_house, dataset_id), workdir)
@@ -89,7 +97,7 @@ def test_a_pinned_one_is_known_before_it_is_fetched(open_house: House, server: S
     assert open_house.source(f"{server.url}/elsewhere.zip", SHA256) == first
     assert open_house.source(f"{server.url}/set.zip", SHA256, "parquet") != first
     assert open_house.source(f"{server.url}/set.zip", "0" * 64) != first
-    check_upload(open_house.context, first)
+    take(open_house.context, first)
     assert open_house.upload(first).state == "ready"
     assert open_house.source(f"{server.url}/set.zip", SHA256) == first
 
@@ -98,7 +106,7 @@ def test_an_upload_is_known_by_what_was_fetched_and_the_other_way_round(
     open_house: House, server: Server, tmp_path: Path
 ) -> None:  # fmt: skip
     fetched = open_house.source(f"{server.url}/set.zip")
-    check_upload(open_house.context, fetched)
+    take(open_house.context, fetched)
 
     def upload() -> tuple[Dataset, bool]:
         with transaction(open_house.context.engine) as session:
@@ -112,7 +120,7 @@ def test_an_upload_is_known_by_what_was_fetched_and_the_other_way_round(
     assert open_house.source(f"{server.url}/set.zip", SHA256) == fetched
     again = open_house.source(f"{server.url}/set.zip")
     assert again != fetched
-    check_upload(open_house.context, again)
+    take(open_house.context, again)
     assert open_house.upload(again).state == "ready", "two records of the same bytes may be"
     assert upload()[0].id == fetched
 
@@ -121,10 +129,10 @@ def test_one_that_is_refused_and_posted_from_elsewhere_is_fetched_from_there(
     open_house: House, server: Server
 ) -> None:  # fmt: skip
     dataset_id = open_house.source(f"{server.url}/no.zip", SHA256)
-    check_upload(open_house.context, dataset_id)
+    take(open_house.context, dataset_id)
     assert refusal_of(open_house, dataset_id)[0] == "source_not_found"
     assert open_house.source(f"{server.url}/set.zip", SHA256) == dataset_id
-    check_upload(open_house.context, dataset_id)
+    take(open_house.context, dataset_id)
     assert dataset_of(open_house, dataset_id).state == "ready"
     assert dataset_of(open_house, dataset_id).uri.endswith("/set.zip")
 
@@ -133,7 +141,7 @@ def test_one_that_is_refused_and_uploaded_needs_no_source(
     open_house: House, server: Server, tmp_path: Path
 ) -> None:  # fmt: skip
     dataset_id = open_house.source(f"{server.url}/no.zip", SHA256)
-    check_upload(open_house.context, dataset_id)
+    take(open_house.context, dataset_id)
     (tmp_path / "mine").write_bytes(TEXT)
     open_house.context.storage.put_file(tmp_path / "mine")
     with transaction(open_house.context.engine) as session:
@@ -141,7 +149,7 @@ def test_one_that_is_refused_and_uploaded_needs_no_source(
             session, owner="me", sha256=SHA256, bytes=len(TEXT), filename="mine.zip", format="image_folder", options={}
         )
         assert (dataset.id, dataset.uri, new) == (dataset_id, "upload", False)
-    check_upload(open_house.context, dataset_id)
+    take(open_house.context, dataset_id)
     assert open_house.upload(dataset_id).state == "ready"
 
 
@@ -162,7 +170,7 @@ def test_refusals_are_told(
     server.files["/large.zip"] = Served(b"", headers={"Content-Length": str(2**50)}, length=False)
     server.files["/cut.zip"] = Served(TEXT, breaks=[10] * 20)
     dataset_id = open_house.source(f"{server.url}{path}", sha256)
-    check_upload(open_house.context, dataset_id)
+    take(open_house.context, dataset_id)
     assert refusal_of(open_house, dataset_id)[0] == code
     found = dataset_of(open_house, dataset_id)
     assert (found.sha256, found.bytes, found.pinned_sha256) == (None, 0, sha256)
@@ -170,7 +178,7 @@ def test_refusals_are_told(
 
 def test_a_worker_that_allows_less_refuses(house: House) -> None:
     dataset_id = house.source("https://data.example.com/set.zip")
-    check_upload(house.context, dataset_id)
+    take(house.context, dataset_id)
     found = house.upload(dataset_id)
     assert found.refusal is not None
     assert found.refusal["code"] == "source_refused"
@@ -186,7 +194,7 @@ def test_the_source_is_not_to_blame_for_storage_or_disk(
 
     monkeypatch.setattr(ArtifactStore, "put_hashed", away)
     dataset_id = open_house.source(f"{server.url}/set.zip")
-    check_upload(open_house.context, dataset_id)
+    take(open_house.context, dataset_id)
     found = open_house.upload(dataset_id)
     assert (found.state, found.check_count, found.sha256) == ("checking", 0, None)
 
@@ -195,7 +203,7 @@ def in_the_middle(house: House, server: Server) -> tuple[str, threading.Thread]:
     """A fetch that hangs after 10 KiB, in a thread."""
     server.files["/set.zip"].stalls_at = 10_240
     dataset_id = house.source(f"{server.url}/set.zip")
-    thread = threading.Thread(target=check_upload, args=(house.context, dataset_id))
+    thread = threading.Thread(target=take, args=(house.context, dataset_id))
     thread.start()
     wait_for(lambda: bool(server.sent) and server.sent[0] >= 10_240)
     return dataset_id, thread
@@ -207,10 +215,54 @@ def test_a_slow_fetch_keeps_its_lease(open_house: House, server: Server) -> None
     assert first is not None
     wait_for(lambda: (open_house.upload(dataset_id).check_expires_at or first) > first)
     with transaction(open_house.context.engine) as session:
-        assert uploads.claim_check(session, dataset_id) is None, "nobody else may have it"
+        assert uploads.claim_check(session, dataset_id, fetching=True) is None, "nobody else may have it"
     server.released.set()
     thread.join(20)
     assert open_house.upload(dataset_id).state == "ready"
+
+
+def rung_for(house: House, dataset_id: str) -> tuple[str, str]:
+    with reading(house.context.engine) as session:
+        message = session.scalars(select(OutboxMessage).where(OutboxMessage.subject_id == dataset_id)).one()
+        return message.topic, message.queue
+
+
+def test_a_check_opens_no_connection(open_house: House, server: Server) -> None:
+    """Its slot is for what is there already: a slow source would keep all uploads from theirs."""
+    dataset_id = open_house.source(f"{server.url}/set.zip")
+    check_upload(open_house.context, dataset_id)
+    assert (server.asked, rung_for(open_house, dataset_id)) == ([], ("fetch_dataset", "fetch"))
+    fetch_source(open_house.context, dataset_id)
+    found = dataset_of(open_house, dataset_id)
+    assert (found.state, found.sha256, found.check_token, found.check_count) == ("checking", SHA256, None, 0)
+    assert rung_for(open_house, dataset_id) == ("inspect_dataset", "inspect")
+    assert open_house.next_ring(dataset_id) <= now_utc()
+    fetch_source(open_house.context, dataset_id)
+    assert len(server.asked) == 1
+    check_upload(open_house.context, dataset_id)
+    assert open_house.upload(dataset_id).state == "ready"
+
+
+def test_an_upload_of_what_is_being_fetched_is_checked_at_once(
+    open_house: House, server: Server, tmp_path: Path
+) -> None:
+    server.files["/set.zip"].stalls_at = 10_240
+    dataset_id = open_house.source(f"{server.url}/set.zip", SHA256)
+    thread = threading.Thread(target=fetch_source, args=(open_house.context, dataset_id))
+    thread.start()
+    wait_for(lambda: bool(server.sent) and server.sent[0] >= 10_240)
+    (tmp_path / "mine").write_bytes(TEXT)
+    open_house.context.storage.put_file(tmp_path / "mine")
+    with transaction(open_house.context.engine) as session:
+        uploads.create_dataset(
+            session, owner="me", sha256=SHA256, bytes=len(TEXT), filename="mine.zip", format="image_folder", options={}
+        )
+    check_upload(open_house.context, dataset_id)
+    assert open_house.upload(dataset_id).state == "ready"
+    thread.join(20)
+    assert not thread.is_alive(), "its lease is lost"
+    found = dataset_of(open_house, dataset_id)
+    assert (found.state, found.refusal, found.filename) == ("ready", None, "mine.zip")
 
 
 def test_a_worker_that_stops_gives_it_back(open_house: House, server: Server) -> None:
@@ -222,7 +274,7 @@ def test_a_worker_that_stops_gives_it_back(open_house: House, server: Server) ->
     assert (found.state, found.check_count, found.check_token) == ("checking", 0, None)
     open_house.context.stopping.clear()
     server.files["/set.zip"].stalls_at = None
-    check_upload(open_house.context, dataset_id)
+    take(open_house.context, dataset_id)
     assert open_house.upload(dataset_id).state == "ready"
 
 
@@ -241,7 +293,7 @@ def test_nothing_secret_is_logged(
 ) -> None:  # fmt: skip
     server.files["/set.zip?version=hidden"] = Served(TEXT, breaks=[10])
     dataset_id = open_house.source(f"{server.url}/set.zip?version=hidden")
-    check_upload(open_house.context, dataset_id)
+    take(open_house.context, dataset_id)
     assert open_house.upload(dataset_id).state == "ready"
     told = "".join(capfd.readouterr())
     assert "/set.zip" in told
@@ -283,7 +335,7 @@ def test_images_are_read_in_the_real_child(allowing: Settings, server: Server, m
     context = make_context(roomy, name="here:1")
     house = House(context)
     dataset_id = house.source(f"{server.url}/{name}", format=format)
-    check_upload(context, dataset_id)
+    take(context, dataset_id)
     found = dataset_of(house, dataset_id)
     context.engine.dispose()
     assert (found.state, found.refusal) == ("ready", None)

@@ -19,6 +19,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from sqlalchemy.exc import OperationalError
 from torch import nn
 
 from core.graph.architectures.small_cnn import SmallCNN
@@ -31,7 +32,7 @@ from store.records import Dataset, Model
 from store.settings import Settings
 from store.uploads import Check
 from tests.core.graph.exported import saved
-from tests.worker.house import House, wait_for
+from tests.worker.house import FAKE_CHILD, House, wait_for
 from tests.worker.reports import GRAPH, PNG
 from tests.worker.test_supervisor import children_of
 from worker import answers
@@ -155,6 +156,35 @@ def test_an_upload_is_not_to_blame_for_storage_or_disk(
     assert house.upload(model_id).state == "ready"
 
 
+def test_a_defect_of_ours_refuses_the_upload_at_once(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise ValueError("secret words")
+
+    model_id = house.model("fine")
+    monkeypatch.setattr(ArtifactStore, "get_file", broken)
+    check_upload(house.context, model_id)
+    model = house.upload(model_id)
+    assert (model.state, model.check_token) == ("refused", None)
+    assert model.refusal == {
+        "code": "internal_error", "faults": [],
+        "message": "an unexpected ValueError in the worker ended the check; its log has the details",
+    }  # fmt: skip
+
+
+def test_a_database_that_is_away_decides_nothing(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lease runs out, and another worker takes the check."""
+
+    def away(*_: object) -> None:
+        raise OperationalError("", {}, Exception("no connection"))
+
+    model_id = house.model("fine")
+    monkeypatch.setattr(ArtifactStore, "get_file", away)
+    check_upload(house.context, model_id)
+    model = house.upload(model_id)
+    assert (model.state, model.check_count) == ("checking", 1)
+    assert model.check_token is not None
+
+
 def test_a_file_that_is_gone_while_another_worker_has_the_check(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     model_id = house.model("fine")
 
@@ -197,6 +227,20 @@ def test_a_sigterm_to_all_processes_at_once_is_no_death(house: House, stopping: 
     thread.join(10)
     model = house.upload(model_id)
     assert (model.state, model.check_count) == ("checking", deaths)
+
+
+def test_a_check_that_takes_too_long_names_its_own_setting(settings: Settings) -> None:
+    context = make_context(
+        settings.model_copy(update={"inspect_seconds_limit": 1}), name="here:1", command=FAKE_CHILD
+    )  # fmt: skip
+    house = House(context)
+    model_id = house.model("hang")
+    check_upload(context, model_id)
+    refusal = house.upload(model_id).refusal
+    context.engine.dispose()
+    assert refusal is not None
+    assert (refusal["code"], refusal["faults"]) == ("time_limit", [])
+    assert refusal["message"] == "its time is over: 1 s were left to it (BILLHOOK_INSPECT_SECONDS_LIMIT)"
 
 
 # --- the real child --------------------------------------------------------------------------------------------------

@@ -34,11 +34,12 @@ def test_each_message_is_sent_once_by_many_relays(house: House) -> None:
 
 def test_a_message_goes_to_the_queue_and_task_of_its_subject(house: House) -> None:
     job_id = house.job(queue="gpu-1", do="train")
+    house.source("https://data.example.com/set.zip")
     sent: list[tuple[str, str, str]] = []
     relay(house.context, lambda *message: sent.append(message))
     assert ("run", job_id, "gpu-1") in sent
     assert sorted((topic, queue) for topic, _, queue in sent) == [
-        ("inspect_dataset", "inspect"), ("inspect_model", "inspect"), ("run", "gpu-1"),
+        ("fetch_dataset", "fetch"), ("inspect_dataset", "inspect"), ("inspect_model", "inspect"), ("run", "gpu-1"),
     ]  # fmt: skip
 
 

@@ -108,6 +108,23 @@ def test_other_answers(server: Server, get: Fetch, status: int, kind: type[Sourc
     assert server.url not in caught.value.message
 
 
+@pytest.mark.parametrize("status", [403, 404, 500])
+def test_a_worker_without_credentials_does_not_try_again(
+    server: Server, get: Fetch, monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:  # fmt: skip
+    """The machine is asked, which in a cloud may have a role; this one has none."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_METADATA_ENDPOINT", server.url)
+    for path in ("/latest/api/token", "/latest/meta-data/iam/security-credentials/"):
+        server.files[path] = Served(b"very-secret", status=status)
+    with pytest.raises(SourceRefused) as caught:
+        get()
+    assert "no credentials in its AWS_ variables" in caught.value.message
+    assert len(server.asked) < transfer.TRIES
+    assert not any("bucket-1" in path for _, path, _ in server.asked)
+
+
 def test_what_is_refused(server: Server, get: Fetch) -> None:
     with pytest.raises(SourceTooLarge):
         get(max_upload_bytes=99_999)

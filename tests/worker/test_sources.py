@@ -180,6 +180,7 @@ def test_chunks_that_break_off(server: Server, get: Fetch) -> None:
         ("https://user:pass@cdn.example.com/x.zip?Signature=abc", "https://cdn.example.com/x.zip;"),
         ("/other.zip", "/other.zip;"),
         ("http://169.254.169.254/latest", "http://169.254.169.254/latest;"),
+        ("http://[", "what is no address;"),
     ],
 )
 def test_a_redirect_is_not_followed(server: Server, get: Fetch, status: int, location: str, told: str) -> None:

@@ -1,5 +1,5 @@
-"""Datasets that are given by a URI: fetched once, by the worker itself, when they are checked. Then they are stored
-bytes like any upload.
+"""Datasets that are given by a URI: fetched once, by a worker itself, before they are checked. Then they are
+stored bytes like any upload.
 
 The child, which reads the file, never opens a connection.
 """
@@ -29,11 +29,6 @@ class Fetched:
     sha256: str
     bytes: int
     filename: str
-
-
-def is_to_be_fetched(dataset: Dataset) -> bool:
-    """Whether its file is not in the storage yet."""
-    return dataset.sha256 is None and not dataset.uri.startswith("builtin:")
 
 
 def fetch(settings: Settings, dataset: Dataset, path: Path, order: Callable[[], Order | None]) -> Fetched:
@@ -78,4 +73,4 @@ def _checked(dataset: Dataset, source: SourceUri, sink: Sink, packed: bool) -> F
     return Fetched(sha256, sink.size, f"{source.filename[:250]}.zip" if packed else source.filename[:255])
 
 
-__all__ = ["Fetched", "SourceError", "Stopped", "fetch", "is_to_be_fetched"]
+__all__ = ["Fetched", "SourceError", "Stopped", "fetch"]

@@ -75,7 +75,7 @@ class HttpsRemote:
         """Where what is sent begins, and the size of the whole. Raises `Interrupted` or a `SourceError`."""
         status, called = response.status, shown(self._source.uri)
         if status in _REDIRECTS:
-            target = shown(urljoin(self._source.uri, response.headers.get("Location", "")))[:500]
+            target = _target(self._source.uri, response.headers.get("Location", ""))
             raise SourceRefused(f"{called} redirects to {target}; redirects are not followed: give that address itself")
         if status in (404, 410):
             raise SourceNotFound(f"there is no file at {called}: the server answers {_status(status)}")
@@ -182,6 +182,14 @@ class _Watch(threading.Thread):
                         socket.socket.shutdown(
                             raw, socket.SHUT_RDWR
                         )  # not the TLS layer's own: that one forgets its state
+
+
+def _target(uri: str, location: str) -> str:
+    """Where a redirect leads, to be shown."""
+    try:
+        return shown(urljoin(uri, location))[:500]
+    except ValueError:
+        return "what is no address"
 
 
 def _version(response: http.client.HTTPResponse) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 Answer = TypeVar("Answer")
 PIECE_BYTES = 8 * 2**20
 RETRIES = 2  # of one request; a piece that fails for good is one of the tries of the whole
+# without AWS_ variables the machine is asked, which in a cloud may have a role
+_NO_CREDENTIALS = re.compile(r"performing (PUT \S+/latest/api/token|GET \S+/latest/meta-data/iam/) ")
 MakeStore = Callable[[str, Rules], Any]
 
 
@@ -68,14 +71,21 @@ class S3Remote:
     def ask(self, what: Callable[[], Answer]) -> Answer:
         try:
             return what()
-        except FileNotFoundError:
-            raise SourceNotFound(f"there is no object {self._called}") from None
-        except (PermissionDeniedError, UnauthenticatedError):
-            raise SourceRefused(f"the storage does not let the worker read {self._called}") from None
-        except PreconditionError:
-            raise Interrupted("the object changed meanwhile", restart=True) from None
-        except (BaseError, OSError) as error:  # their messages hold addresses and answers of the storage
-            raise Interrupted(f"the storage does not answer as it should ({type(error).__name__})") from None
+        except (BaseError, OSError) as error:
+            raise self._told(error) from None
+
+    def _told(self, error: Exception) -> Exception:
+        """What is wrong, in words without the error's own: they hold addresses and answers of the storage."""
+        if _NO_CREDENTIALS.search(str(error)):
+            return SourceRefused(f"{self._called}: the worker has no credentials in its AWS_ variables or its machine")
+        match error:
+            case FileNotFoundError():
+                return SourceNotFound(f"there is no object {self._called}")
+            case PermissionDeniedError() | UnauthenticatedError():
+                return SourceRefused(f"the storage does not let the worker read {self._called}")
+            case PreconditionError():
+                return Interrupted("the object changed meanwhile", restart=True)
+        return Interrupted(f"the storage does not answer as it should ({type(error).__name__})")
 
 
 class S3Part:
