@@ -18,6 +18,7 @@ import pytest
 
 from store.settings import Settings
 from tests.worker.house import House, wait_for
+from tests.worker.source_server import Served, Server
 from worker.app import make_app, queue_named
 from worker.loops import relay
 
@@ -192,6 +193,25 @@ def test_a_lost_doorbell_only_delays(house: House, start_worker: StartWorker) ->
     assert house.read(job_id).state == "queued"
     wait_for(lambda: over(house, job_id), 10)
     assert house.read(job_id).state == "succeeded"
+
+
+def test_a_source_that_stalls_holds_up_no_upload(
+    house: House, allowing: Settings, server: Server, start_worker: StartWorker
+) -> None:  # fmt: skip
+    server.files["/set.zip"] = Served(b"fine", stalls_at=0)
+    stalled = house.source(f"{server.url}/set.zip")
+    for queue in ("fetch", "inspect"):
+        start_worker(
+            queue, lease_seconds=30, dataset_hosts=allowing.dataset_hosts[0], dataset_private_addresses=True,
+            dataset_ca_file=allowing.dataset_ca_file,
+        )  # fmt: skip
+    wait_for(lambda: bool(server.asked))
+    model_id = house.model("fine")
+    wait_for(lambda: house.upload(model_id).state == "ready")
+    assert house.upload(stalled).state == "checking"
+    server.released.set()
+    wait_for(lambda: house.upload(stalled).state == "ready")
+    assert len(server.asked) == 1
 
 
 def test_uploads_are_checked(house: House, start_worker: StartWorker) -> None:
