@@ -207,6 +207,7 @@ def test_a_dataset_with_options(api: Api) -> None:
     assert dataset["options"]["splits"] == {
         "validation": 0.1,
         "test": 0.2,
+        "pruning": None,
         "seed": 3,
         "classes": None,
         "holdout_classes": None,

@@ -149,7 +149,7 @@ def test_a_summary_is_json_and_says_what_is_held(load: Load, make_npz: Npz) -> N
     assert summary["classes"] == ["0", "1", "2", "3"]
     assert summary["splits"]["train"]["images"] == 20
     assert summary["splits"]["test"]["per_class"] == {"0": 3, "1": 3, "2": 3, "3": 3}
-    chosen = {"validation": 0.2, "test": 0.3, "seed": 4, "classes": None, "holdout_classes": None}
+    chosen = {"validation": 0.2, "test": 0.3, "pruning": None, "seed": 4, "classes": None, "holdout_classes": None}
     assert summary["split_options"] == chosen
     scaled = stored(data).double() / 255
     assert summary["mean"] == pytest.approx(scaled.mean((0, 2, 3)).tolist())

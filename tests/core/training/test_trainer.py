@@ -93,7 +93,8 @@ def test_what_an_epoch_tells(data: Dataset, tmp_path: Path) -> None:
     result = fit(data, network, tmp_path, epochs=2, events=events, on_epoch=told.append)
     records = [body for name, body in events if "/epoch/" in name]
     assert [name for name, _ in events if "/epoch/" in name] == ["fine_tune/0/epoch/1", "fine_tune/0/epoch/2"]
-    assert records == result.epochs == told
+    assert records == result.epochs
+    assert told == [{**record, "last": record["epoch"] == 2} for record in records]
     assert set(records[0]) == {
         "epoch", "loss", "train_accuracy", "validation_accuracy", "validation_loss", "lr", "seconds", "images",
     }  # fmt: skip
