@@ -157,7 +157,7 @@ def text_of(found: dict[str, Any], arguments: argparse.Namespace) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--limit-mib", type=int, default=896, help="memory limit of the child")
+    parser.add_argument("--limit-mib", type=int, default=1024, help="memory limit of the child")
     parser.add_argument("--times", type=float, default=4, help="decoded bytes of the dataset over the limit")
     parser.add_argument("--side", type=int, default=64, help="pixels")
     parser.add_argument("--architecture", default="small_cnn")
