@@ -245,8 +245,7 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _of_one_task(self) -> Recipe:
         """Nothing may be asked for that the task cannot use."""
-        scratch = [item.settings.training(self.training) for item in self.baselines if item.kind == "scratch"]
-        found = task_faults(self.task, [self.training, *(training for training, _ in self.trainings()), *scratch])
+        found = task_faults(self.task, self.settings())
         if self.task != "classification" and self.head == "replace":
             found.append(f"head: replace is for classification, not for {self.task}")
         if self.task != "reconstruction" and self.reconstruction != Reconstruct():
@@ -269,9 +268,10 @@ class Recipe(Section):
         it is meant for; nor may a rate be for what is frozen."""
         milestones: dict[int, int] = {}
         warmups: dict[int, int] = {}
-        for training, epochs in self.trainings():
+        for training in self.settings()[1:]:
             if training.freeze == "classifier" and training.optimizer.classifier_lr is not None:
                 raise ValueError("classifier_lr is for a classifier that is trained, and freeze: classifier keeps it")
+        for training, epochs in self.trainings():
             schedule = training.schedule
             if isinstance(schedule, Milestones) and schedule.milestones:
                 last = schedule.milestones[-1]
@@ -342,8 +342,12 @@ class Recipe(Section):
     def uses_pruning_split(self) -> bool:
         """Whether anything is scored on the dataset's pruning split, or trained on it."""
         scored = any(getattr(step, "scores", None) == "pruning_split" for step in self.steps)
-        trainings = [self.training, *(training for training, _ in self.trainings())]
-        return scored or any(training.pruning_split == "trained_on" for training in trainings)
+        return scored or any(training.pruning_split == "trained_on" for training in self.settings())
+
+    def settings(self) -> list[Training]:
+        """Of every training that the recipe asks for: its own first, then those of steps and baselines."""
+        scratch = [item.settings.training(self.training) for item in self.baselines if item.kind == "scratch"]
+        return [self.training, *(training for training, _ in self.trainings()), *scratch]
 
     def trainings(self) -> list[tuple[Training, int]]:
         """Settings and epochs of each kind of training that steps and baselines ask for, where that can be told."""

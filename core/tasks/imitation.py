@@ -55,7 +55,10 @@ class Imitation:
         return self._of_floats(run(network, images))
 
     def wanted(self, images: Tensor, labels: Tensor, training: Training | None = None) -> tuple[Tensor, ...]:
-        return self.teacher.ask(self.outputs, images)
+        """What the original says; asked in batches that it has room for, which a smaller network's need not be."""
+        size = inference_batch(self.teacher.network)
+        answers = [self.teacher.ask(self.outputs, part) for part in torch.split(images, size)]
+        return tuple(torch.cat(parts) for parts in zip(*answers, strict=True))
 
     def loss(
         self, outputs: tuple[Tensor, ...], wanted: tuple[Tensor, ...], training: Training, mix: Mixed | None = None

@@ -31,6 +31,7 @@ class Teacher:
         return self._copy
 
     def ask(self, answer: Callable[[Network, Tensor], tuple[Tensor, ...]], images: Tensor) -> tuple[Tensor, ...]:
-        """`answer(network, images)`, without gradients."""
+        """`answer(network, images)`, without gradients; on the device of `images`, wherever the copy is."""
         with torch.no_grad():
-            return answer(self.network, images)
+            answers = answer(self.network, images.to(self._device))
+        return tuple(each.to(images.device) for each in answers)

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from billhook.cli.prune import requirement
-from core import inspection, pipeline
+from core import pipeline
 from core.data.datasets import load_dataset
 from core.data.digits import DIGITS as DIGITS_FILE
 from core.data.fit import check_fits
@@ -35,9 +35,7 @@ from core.graph.export import write_onnx
 from core.graph.importers import load
 from core.graph.network import Network
 from core.graph.plans import replay
-from core.graph_report import NetworkGraph
-from core.inspection import inspect_dataset, inspect_model
-from core.job import DatasetCheck, DatasetInput, JobInputs, ModelInput, ModelOptions
+from core.job import DatasetInput, JobInputs, ModelInput, ModelOptions
 from core.progress import Progress
 from core.recipe import Recipe, parse_recipe
 from core.report import Report
@@ -325,48 +323,6 @@ def test_torch_is_left_as_it_was(model: ModelInput, tmp_path: Path) -> None:
     resized = DatasetInput(path=None, sha256=None, format="digits", options={"preprocess": {"size": (9, 9)}})
     refused(DatasetMismatch, job(model, threads=3, datasets=(resized,)), tmp_path)
     assert (torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()) == before
-
-
-# --- inspection -------------------------------------------------------------------------------------------------------
-
-
-def test_inspecting_a_model(model: ModelInput, tmp_path: Path) -> None:
-    summary = json.loads(json.dumps(inspect_model(model, tmp_path)))
-    assert summary["opset"] == 17
-    assert summary["inputs"] == [{"name": "input", "dtype": "float32", "shape": ["batch", 1, 8, 8]}]
-    assert summary["outputs"][0]["shape"] == ["batch", 10]
-    assert summary["filters"] == 112
-    graph = NetworkGraph.model_validate_json((tmp_path / "graph.json").read_bytes())
-    assert summary["graph"] == graph.totals.model_dump()
-    assert [group.name for group in graph.groups] == ["conv1", "conv2", "conv3", "fc"]
-    assert [group.cuttable for group in graph.groups] == [True, True, True, False]
-    assert graph.frozen[-1].layers == ["fc"]
-    with pytest.raises(ModelUnreadable):
-        inspect_model(model.model_copy(update={"path": Path(__file__)}))
-
-
-def test_inspecting_a_dataset() -> None:
-    summary = json.loads(json.dumps(inspect_dataset(DatasetCheck(dataset=DIGITS))))
-    assert {name: split["images"] for name, split in summary["splits"].items()} == SPLIT_SIZES
-    assert summary["image_shape"] == [1, 8, 8]
-    assert len(summary["classes"]) == 10
-
-
-def test_a_dataset_without_a_contact_sheet_is_ready_all_the_same(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    check = DatasetCheck(dataset=DIGITS)
-    assert inspect_dataset(check, tmp_path)["warnings"] == []
-    (tmp_path / "out" / "contact_sheet.png").unlink()
-
-    def odd(*_: object) -> None:
-        raise ValueError("a secret path: /somewhere")
-
-    monkeypatch.setattr(inspection, "write_contact_sheet", odd)
-    summary = inspect_dataset(check, tmp_path)
-    assert summary["warnings"] == ["no contact sheet could be made: an unexpected ValueError"]
-    assert summary["images"] == 1797
-    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 def test_the_command_that_does_it_again_has_all_that_the_job_was_given(model: ModelInput) -> None:

@@ -109,6 +109,11 @@ def test_a_dataset_without_one_is_refused(model: ModelInput, tmp_path: Path, ste
     assert [fault.pointer for fault in refused.value.faults] == ["/splits/pruning"]
 
 
+def test_a_control_that_wants_one_is_told_from_too() -> None:
+    recipe = {"steps": [{**STEP, "scores": "training"}], "baselines": [{"scratch": {"pruning_split": "trained_on"}}]}
+    assert parse_recipe(recipe).uses_pruning_split
+
+
 def test_one_that_nobody_uses_is_told(model: ModelInput, tmp_path: Path) -> None:
     report = run(model, tmp_path, scores="training")
     assert any("neither scored on nor trained on" in warning for warning in report.warnings)

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import shutil
 import ssl
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trustme
 
 from store import migrate
 from store.database import connect
+from store.records import Dataset
 from store.settings import Settings
 from tests.worker.house import FAKE_CHILD, House
 from tests.worker.source_server import CONTENT, Served, Server, serving
 from worker.context import make_context
-from worker.sources import transfer
+from worker.sources import Fetched, fetch, transfer
 
 
 @pytest.fixture(scope="session")
@@ -79,3 +81,24 @@ def allowing(
             "dataset_ca_file": ca_file, "upload_idle_seconds": 5,
         }
     )  # fmt: skip
+
+
+Fetch = Callable[..., Fetched]
+
+
+@pytest.fixture
+def get(server: Server, allowing: Settings, tmp_path: Path) -> Fetch:
+    """get("/path", sha256=…, order=…, **settings): what is fetched into `tmp_path / "got"`."""
+
+    def get(path: str = "/images.zip", sha256: str | None = None, order: Any = lambda: None, **changes: Any) -> Fetched:
+        dataset = record(f"{server.url}{path}", sha256)
+        return fetch(allowing.model_copy(update=changes), dataset, tmp_path / "got", order)
+
+    return get
+
+
+def record(uri: str, sha256: str | None = None, format: str = "image_folder") -> Dataset:
+    return Dataset(
+        id="ds_1", owner="me", sha256=None, filename="", format=format, options={}, identity="x", bytes=0, uri=uri,
+        pinned_sha256=sha256, created_at=None,
+    )  # type: ignore[arg-type] # fmt: skip

@@ -12,7 +12,7 @@ import pytest
 
 from billhook.archive import zip_folder
 from store.settings import Settings
-from tests.worker.test_sources import record
+from tests.worker.conftest import record
 from worker.sources import Fetched, fetch, files
 from worker.sources.errors import SourceNotFound, SourceRefused, SourceTooLarge, Stopped
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from store.settings import Settings
+from tests.worker.conftest import record
 from tests.worker.source_server import CONTENT, SHA256, Served, Server, serving
-from tests.worker.test_sources import record
 from worker.sources import Fetched, fetch, s3, transfer
 from worker.sources.errors import (
     ChecksumMismatch,

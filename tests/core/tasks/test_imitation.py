@@ -83,6 +83,17 @@ def test_the_original_imitates_itself(data: Dataset, two_heads: Heads) -> None:
     assert score.measures["cosine"] == pytest.approx(1)
 
 
+def test_the_original_is_asked_in_batches_that_it_has_room_for(
+    data: Dataset, two_heads: Heads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = Imitation(two_heads(), data, CPU)
+    images, labels = next(data.batches("test", 64))
+    whole = task.wanted(images, labels)
+    monkeypatch.setattr("core.tasks.imitation.inference_batch", lambda network: 5)
+    for ours, theirs in zip(task.wanted(images, labels), whole, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
 def test_labels_are_not_looked_at(data: Dataset, two_heads: Heads) -> None:
     network, task = two_heads(1), Imitation(two_heads(), data, CPU)
     images, labels = next(data.batches("test", 64))
