@@ -26,9 +26,8 @@ from core.schedule_settings import Milestones
 from core.state import State
 from core.steps import planned, run_steps
 from core.targets import Exports
-from core.training.port import add_costs
+from core.training.port import TrainerPort, add_costs
 from core.training.seeds import derived_seed
-from core.training.trainer import Trainer
 from core.training_settings import Training
 
 
@@ -67,7 +66,7 @@ class Surroundings:
 
     recipe: Recipe
     dataset: Dataset
-    trainer: Callable[[str], Trainer]
+    trainer: Callable[[str], TrainerPort]
     progress: Progress
     emit: Emit
     state: State
@@ -123,7 +122,8 @@ def unpruned(baseline: Baseline, ran: Ran, around: Surroundings, state: State) -
     for as many epochs as the pruned network, as the last training was."""
     leading = [] if "weights" in state else _leading(around.recipe)  # it is done already
     before = _steps("unpruned", leading, ran, around, state.scope("leading"))
-    network, epochs = before.network, ran.done.cost.epochs - before.cost.epochs
+    epochs = ran.done.cost.epochs - before.cost.epochs
+    network = before.network.clone()  # without such steps it is what the other controls begin with, too
     training = stretched(*around.recipe.steps[-1].trainings(around.recipe.training)[-1])
     cost, warnings = _trained(network, "fine_tune", epochs, training, baseline, around, state, before=before)
     return Control("unpruned", network, cost, f"{cost.epochs} epochs, as the pruned network's", warnings)

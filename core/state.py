@@ -36,7 +36,7 @@ class State(Mapping[str, Any]):
     they are put; what is read must not be changed in place.
     """
 
-    def __init__(self, file: _File, values: dict[str, Any]) -> None:
+    def __init__(self, file: _File | None, values: dict[str, Any]) -> None:
         self._file = file
         self._values = values
 
@@ -49,6 +49,11 @@ class State(Mapping[str, Any]):
         """
         file = _File(workdir / FILE, dict(fingerprint), emit)
         return cls(file, file.read())
+
+    @classmethod
+    def unsaved(cls) -> State:
+        """An empty one that no file is behind: what is saved is remembered as long as the process lives."""
+        return cls(None, {})
 
     def __getitem__(self, key: str) -> Any:
         return self._values[key]
@@ -75,7 +80,8 @@ class State(Mapping[str, Any]):
     def save(self, **values: Any) -> None:
         """Changes values and writes everything: temporary file, fsync, rename. Emits `checkpoint`."""
         self.put(**values)
-        self._file.write()
+        if self._file is not None:
+            self._file.write()
 
 
 class _File:

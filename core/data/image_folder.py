@@ -87,7 +87,8 @@ def _read_headers(
     archive: zipfile.ZipFile, entries: Sequence[Entry], shelf: Shelf, unreadable: dict[str, str]
 ) -> dict[str, Header]:
     """By file name; the files that have none go to `unreadable`."""
-    headers = {}
+    headers: dict[str, Header] = {}
+    alike: dict[Header, Header] = {}  # one for all images that are alike: there may be millions of them
 
     def read(entry: Entry) -> Header | str:
         try:
@@ -100,7 +101,7 @@ def _read_headers(
         if isinstance(header, str):
             unreadable[entry.member.filename] = header
         else:
-            headers[entry.member.filename] = header
+            headers[entry.member.filename] = alike.setdefault(header, header)
     _check_share(unreadable, len(entries))
     return headers
 

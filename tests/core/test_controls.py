@@ -116,6 +116,16 @@ def test_what_the_report_says_of_them(whole: tuple[Report, Events]) -> None:
     assert f"| scratch | {report.cost.epochs} epochs, equal epochs | {report.cost.epochs} |" in table
 
 
+@pytest.mark.parametrize("name", ["unpruned", "random", "scratch"])
+def test_no_control_is_touched_by_another(
+    name: str, model: ModelInput, whole: tuple[Report, Events], tmp_path: Path
+) -> None:
+    """`unpruned` once trained what `random` then began with."""
+    (baseline,) = [item for item in CONTROLS if item == name or (isinstance(item, dict) and name in item)]
+    report = run(model, tmp_path, Events(), baselines=[baseline])
+    assert report.variants[name].sha256 == whole[0].variants[name].sha256
+
+
 def test_without_baselines_there_is_no_section(whole: tuple[Report, Events]) -> None:
     report, _ = whole
     assert "## Controls" not in to_markdown(report.model_copy(update={"controls": []}))
