@@ -23,7 +23,9 @@ Document = TypeVar("Document", bound=BaseModel)
 
 
 async def read_body(request: Request, settings: Settings) -> bytes:
-    """The whole body. Raises `Refused` (`body_too_large`, `upload_incomplete`, `upload_timeout`)."""
+    """The whole body. Raises `Refused` (`body_too_large`, `media_type_unsupported`, `upload_incomplete`,
+    `upload_timeout`)."""
+    refuse_encoding(request)
     check_length(request, settings.max_json_bytes)
     body = bytearray()
     try:
@@ -37,6 +39,28 @@ async def read_body(request: Request, settings: Settings) -> bytes:
     except ClientDisconnect:
         raise Refused("upload_incomplete", "the connection broke before the body was complete") from None
     return bytes(body)
+
+
+async def read_optional(request: Request, settings: Settings) -> tuple[bytes, Any]:
+    """A body that need not be there, and what its JSON says: an empty object where there is none. Raises `Refused`."""
+    body = await read_body(request, settings)
+    if not body.strip():
+        return body, {}
+    require_json(request)
+    return body, parse_json(body)
+
+
+def refuse_encoding(request: Request) -> None:
+    """Raises `Refused` (`media_type_unsupported`) for a body that comes compressed: its bytes would be taken for what
+    they stand for, and an upload's hash would be that of something else (RFC 9110, 15.5.16)."""
+    encoding = request.headers.get("content-encoding", "").strip().lower()
+    if encoding not in ("", "identity"):
+        raise Refused(
+            "media_type_unsupported",
+            "the body must come as it is, not compressed",
+            faults=[Fault("", f"the header Content-Encoding says {encoding[:60]}", "no Content-Encoding")],
+            headers={"Accept-Encoding": "identity"},
+        )
 
 
 def check_length(request: Request, limit: int, slack: int = 0) -> int | None:

@@ -14,6 +14,8 @@ from fastapi import FastAPI
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import FileResponse, HTMLResponse
 
+from api import openapi
+
 PAGE = "/docs"
 _ASSETS = ("swagger-ui-bundle.js", "swagger-ui.css", "favicon.png")
 PATHS = frozenset({PAGE, *(f"{PAGE}/{name}" for name in _ASSETS)})
@@ -26,7 +28,7 @@ def install(app: FastAPI) -> None:
     def page() -> HTMLResponse:
         script, style, icon = (f"{PAGE}/{name}" for name in _ASSETS)
         return get_swagger_ui_html(
-            openapi_url=app.openapi_url or "", title=app.title, swagger_js_url=script, swagger_css_url=style,
+            openapi_url=openapi.PATH, title=app.title, swagger_js_url=script, swagger_css_url=style,
             swagger_favicon_url=icon, swagger_ui_parameters={"validatorUrl": None},  # a public service, else asked
         )  # fmt: skip
 

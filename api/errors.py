@@ -11,7 +11,7 @@ from http import HTTPStatus
 import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
@@ -32,34 +32,64 @@ STATUSES: Mapping[str, int] = {
     "upload_incomplete": 400,
     "unauthenticated": 401,
     "scope_missing": 403,
+    "grant_refused": 403,
     "not_found": 404,
     "method_not_allowed": 405,
     "not_acceptable": 406,
     "upload_timeout": 408,
     "length_required": 411,
+    "precondition_failed": 412,
     "body_too_large": 413,
     "media_type_unsupported": 415,
     "range_not_satisfiable": 416,
+    "headers_too_large": 431,
     # what it says
     "request_invalid": 422,
     "recipe_invalid": 422,
     "model_refused": 422,
     "dataset_refused": 422,
     "idempotency_key_reused": 422,
+    # what a dry run finds, with the codes that the job would fail with
+    "model_unreadable": 422,
+    "model_too_large": 422,
+    "operator_unknown": 422,
+    "dataset_unreadable": 422,
+    "dataset_too_large": 422,
+    "dataset_unsuitable": 422,
+    "dataset_mismatch": 422,
+    "baseline_near_chance": 422,
+    "pruning_failed": 422,
+    "nothing_removed": 422,
+    "target_unreachable": 422,
+    "cut_refused": 422,
+    "training_diverged": 422,
+    "device_unavailable": 422,
+    "time_limit": 422,
+    "memory_limit": 422,
+    "disk_limit": 422,
     # what it meets
+    "idempotency_key_in_flight": 409,
     "illegal_transition": 409,
     "in_use": 409,
     "input_not_ready": 409,
     "input_refused": 409,
     "job_not_succeeded": 409,
+    "job_running": 409,
     "job_terminal": 409,
+    "too_many_dry_runs": 429,
     # what failed here
     "internal_error": 500,
     "artifact_corrupt": 500,
     "artifact_missing": 500,
+    "poison": 500,
+    "not_implemented": 501,
     "database_unavailable": 503,
+    "migration_blocked": 503,
+    "schema_mismatch": 503,
     "storage_unavailable": 503,
     "not_ready": 503,
+    "stopping": 503,
+    "disk_full": 507,
     "storage_full": 507,
 }
 _OF_STATUS: Mapping[int, str] = {
@@ -72,10 +102,15 @@ _OF_STATUS: Mapping[int, str] = {
     416: "range_not_satisfiable",
 }
 RETRY_AFTER_SECONDS: Mapping[str, int] = {
+    "idempotency_key_in_flight": 1,
+    "too_many_dry_runs": 5,
     "input_not_ready": 2,
     "database_unavailable": 5,
+    "migration_blocked": 5,
+    "schema_mismatch": 5,
     "storage_unavailable": 5,
     "not_ready": 5,
+    "stopping": 5,
     "storage_full": 60,
 }
 
@@ -152,26 +187,32 @@ def _invalid_parameters(error: RequestValidationError) -> JSONResponse:
     return problem("parameter_invalid", f"{len(faults)} parameter(s) cannot be used", faults=faults)
 
 
-def _allowed(request: Request) -> list[str]:
-    """The methods of an address. The framework names those of the first route that matches, and not the others."""
+def _allowed(request: Request, found: str) -> str:
+    """The methods of an address. The framework `found` those of the first route that matches, and not the others; of
+    paths that match, one without parameters is meant."""
     app: FastAPI = request.app
-    return sorted(
-        {
-            method.upper()
-            for path, operations in app.openapi()["paths"].items()
-            if compile_path(path)[0].fullmatch(request.url.path)
-            for method in operations
-        }
+    paths = app.openapi()["paths"]
+    here = request.url.path
+    matching = (
+        [paths[here]] if here in paths else [paths[path] for path in paths if compile_path(path)[0].fullmatch(here)]
     )
+    methods = {method.upper() for operations in matching for method in operations}
+    methods |= set() if methods else {method for method in found.split(", ") if method}
+    if "GET" in methods:
+        methods.add("HEAD")
+    return ", ".join(sorted(methods | {"OPTIONS"}))
 
 
 def install(app: FastAPI) -> None:
     """Every exception that a route raises, the framework's own too, becomes a problem document."""
 
-    async def handle(request: Request, error: Exception) -> JSONResponse:
-        answer = problem_of(error)
+    async def handle(request: Request, error: Exception) -> Response:
+        answer: Response = problem_of(error)
         if answer.status_code == 405:
-            answer.headers["Allow"] = ", ".join(_allowed(request))
+            headers = {"Allow": _allowed(request, answer.headers.get("allow", ""))}
+            if request.method == "OPTIONS":  # no route's own: what it asks is what the others are
+                return Response(status_code=204, headers=headers)
+            answer.headers.update(headers)
         return answer
 
     for kind in (BillhookError, RequestValidationError, HTTPException):

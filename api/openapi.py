@@ -5,15 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Request, Response
 from pydantic import BaseModel
 
-from api.schemas import DatasetRequest, JobRequest, ModelRequest, ProblemOut, RecipeRequest
+from api.conditional import send_document
+from api.schemas.jobs import JobRequest
+from api.schemas.keys import KeyRequest
+from api.schemas.problems import ProblemOut
+from api.schemas.recipes import RecipeRequest
+from api.schemas.uploads import DatasetOut, DatasetRequest, ModelOut, ModelRequest
 from core.job import ARCHITECTURE, ARCHITECTURES_TOLD
 
+PATH = "/openapi.json"
 _REF = "#/components/schemas/{model}"
-_BODIES: tuple[type[BaseModel], ...] = (JobRequest, ModelRequest, DatasetRequest, RecipeRequest, ProblemOut)
+_BODIES: tuple[type[BaseModel], ...] = (JobRequest, ModelRequest, DatasetRequest, RecipeRequest, KeyRequest, ProblemOut)
 _BINARY = {"type": "string", "format": "binary"}
+_REPLAYED = "Idempotent-Replayed"
 _NAME = {
     "name": "filename", "in": "query", "required": False, "schema": {"type": "string", "maxLength": 255},
     "description": "of a raw body: the file's name, whose extension says the format",
@@ -52,7 +59,16 @@ _DATASET_FIELDS = {
     "splits": {"type": "string", "contentMediaType": "application/json", "description": "as in DatasetRequest"},
     "columns": {"type": "string", "contentMediaType": "application/json", "description": "as in DatasetRequest"},
 }
+
+
+def _known(name: str) -> dict[str, Any]:
+    """What stands beside the 201 of an upload."""
+    content = {"application/json": {"schema": {"$ref": _REF.format(model=name)}}}
+    return {"200": {"description": "it is known already", "content": content}}
+
+
 MODEL_UPLOAD = {
+    "responses": _known("ModelOut"),
     "parameters": _query(_MODEL_FIELDS),
     "requestBody": _body(
         {
@@ -63,6 +79,7 @@ MODEL_UPLOAD = {
     ),
 }
 DATASET_UPLOAD = {
+    "responses": _known("DatasetOut"),
     "parameters": _query(_DATASET_FIELDS),
     "requestBody": _body(
         {
@@ -72,16 +89,16 @@ DATASET_UPLOAD = {
         }
     ),
 }
-JOB_SUBMISSION = {
-    "parameters": [
-        {
-            "name": "Idempotency-Key", "in": "header", "required": False,
-            "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[!-~]+$"},
-            "description": "the same key and body again give the first answer again, and no second job",
-        }
-    ],
-    "requestBody": _body({"application/json": {"schema": {"$ref": _REF.format(model="JobRequest")}}}),
-}  # fmt: skip
+JOB_SUBMISSION = {"requestBody": _body({"application/json": {"schema": {"$ref": _REF.format(model="JobRequest")}}})}
+JOB_CLONE = {
+    "requestBody": {
+        "required": False,
+        "content": {"application/json": {"schema": {"$ref": _REF.format(model="CloneRequest")}}},
+    }
+}
+KEY_CREATION = {"requestBody": _body({"application/json": {"schema": {"$ref": _REF.format(model="KeyRequest")}}})}
+KNOWN_MODEL: dict[int | str, dict[str, Any]] = {200: {"model": ModelOut, "description": "known already"}}
+KNOWN_DATASET: dict[int | str, dict[str, Any]] = {200: {"model": DatasetOut, "description": "known already"}}
 
 GRAPH_EXAMPLE: dict[str, Any] = {
     "version": 1,
@@ -124,11 +141,49 @@ GRAPH_ANSWERS: dict[int | str, dict[str, Any]] = {
 }
 CONTACT_SHEET_ANSWERS: dict[int | str, dict[str, Any]] = {200: {"content": {"image/png": {"schema": _BINARY}}}}
 
+METRICS_ANSWERS: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "Prometheus' text format, or OpenMetrics where `Accept` asks for it",
+        "content": {
+            "text/plain": {"schema": {"type": "string"}},
+            "application/openmetrics-text": {"schema": {"type": "string"}},
+        },
+    }
+}
+EVENT_ANSWERS: dict[int | str, dict[str, Any]] = {
+    200: {
+        "content": {
+            "text/event-stream": {
+                "schema": {"type": "string"},
+                "example": (
+                    'retry: 2000\n\ndata: {"seq":1,"attempt":null,"name":"state","body":{"state":"queued"},'
+                    '"created_at":"2026-11-22T06:00:00Z"}\nid: 1\n\nevent: progress\ndata: {"state":"running",'
+                    '"stage":"prune","progress":0.5,"eta_seconds":60.0}\n\nevent: end\ndata: {"state":"succeeded"}\n\n'
+                ),
+            }
+        }
+    },
+    204: {"description": "a stream of a job that is over, all of whose events the caller has"},
+}
+
 RECIPE_CHECK = {"requestBody": _body({"application/json": {"schema": {"$ref": _REF.format(model="RecipeRequest")}}})}
 
 
+def _clone_request() -> dict[str, Any]:
+    """A `JobRequest` without what a clone keeps; whatever is left out is as in the job."""
+    schema = JobRequest.model_json_schema(ref_template=_REF)
+    properties = {
+        name: {key: value for key, value in field.items() if key != "default"}
+        for name, field in schema["properties"].items()
+        if name not in ("model", "datasets")
+    }
+    about = "What is to be different; everything else is as in the job. `requirements` take the place of the job's own."
+    return {"title": "CloneRequest", "type": "object", "description": about, "additionalProperties": False,
+            "properties": properties}  # fmt: skip
+
+
 def install(app: FastAPI, open_paths: frozenset[str]) -> None:
-    """Complete the app's document with bodies, problem documents and the key."""
+    """Complete the app's document with bodies, problem documents and the key, and add its address."""
     find: Callable[[], dict[str, Any]] = app.openapi
 
     def openapi() -> dict[str, Any]:
@@ -137,6 +192,11 @@ def install(app: FastAPI, open_paths: frozenset[str]) -> None:
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way
+
+    def document(request: Request) -> Response:
+        return send_document(request, app.openapi())
+
+    app.add_api_route(PATH, document, include_in_schema=False)
 
 
 def _complete(document: dict[str, Any], open_paths: frozenset[str]) -> dict[str, Any]:
@@ -147,6 +207,7 @@ def _complete(document: dict[str, Any], open_paths: frozenset[str]) -> dict[str,
         for name, part in schema.pop("$defs", {}).items():
             schemas.setdefault(name, part)
         schemas[model.__name__] = schema
+    schemas["CloneRequest"] = _clone_request()
     for unused in ("HTTPValidationError", "ValidationError"):  # FastAPI's own, in place of which problems are sent
         schemas.pop(unused, None)
     components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
@@ -156,6 +217,18 @@ def _complete(document: dict[str, Any], open_paths: frozenset[str]) -> dict[str,
             operation["responses"].pop("422", None)
             operation["responses"]["4XX"] = {"description": "a problem with the request", "content": problem}
             operation["responses"]["5XX"] = {"description": "a problem here", "content": problem}
+            if any(_REPLAYED in parameter.get("description", "") for parameter in operation.get("parameters", [])):
+                _tell_of_replays(operation)
             if path not in open_paths:
                 operation["security"] = [{"key": []}]
     return document
+
+
+def _tell_of_replays(operation: dict[str, Any]) -> None:
+    replayed = {
+        "description": "the answer is that of an earlier request",
+        "schema": {"type": "string", "enum": ["true"]},
+    }
+    for status, response in operation["responses"].items():
+        if status.startswith("2"):
+            response.setdefault("headers", {})[_REPLAYED] = replayed

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Protocol, TypeVar
+from typing import Annotated, Any, Protocol, TypeVar
 
 from fastapi import Query
 
@@ -15,8 +15,18 @@ class _HasId(Protocol):
 
 Item = TypeVar("Item", bound=_HasId)
 PageSize = Annotated[int, Query(ge=1, le=200, description="items on a page")]
-# the id of the last item: ids sort by creation, so a page stays right while others are added
-PageToken = Annotated[str | None, Query(pattern=r"^[a-z]{2,4}_[0-9a-z]{26}$", description="next_page_token of a page")]
+
+
+def _token(prefix: str) -> Any:
+    """The id of the last item: ids sort by creation, so a page stays right while others come and go."""
+    return Query(pattern=rf"^{prefix}_[0-9a-z]{{26}}$", description="next_page_token of a page of this list")
+
+
+ModelToken = Annotated[str | None, _token("mdl")]
+DatasetToken = Annotated[str | None, _token("ds")]
+JobToken = Annotated[str | None, _token("job")]
+KeyToken = Annotated[str | None, _token("key")]
+WorkerToken = Annotated[str | None, _token("wrk")]
 
 
 def cut(found: Sequence[Item], page_size: int) -> tuple[Sequence[Item], str | None]:

@@ -11,7 +11,7 @@ from core.errors import Fault
 UPLOADS = frozenset({"/v1/models", "/v1/datasets"})
 
 
-def refuse_unknown(request: Request) -> None:
+async def refuse_unknown(request: Request) -> None:
     """Raises `Refused` (`parameter_invalid`), naming what the address does know.
 
     Uploads check theirs themselves, together with the fields of their forms.

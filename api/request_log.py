@@ -1,10 +1,9 @@
-"""The outermost layer: request ids, one structured log line per request, problem documents for the unforeseen."""
+"""The outermost layer: request ids, one log line and one count per request, problem documents for the unforeseen."""
 
 from __future__ import annotations
 
-import logging
+import asyncio
 import re
-import sys
 import time
 import uuid
 from typing import Any
@@ -13,38 +12,28 @@ import anyio
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from structlog.contextvars import bound_contextvars, merge_contextvars
+from structlog.contextvars import bound_contextvars
 
 from api.errors import problem, problem_of
+from api.metrics import Metrics
 
 log = structlog.get_logger()
 DRAIN_BYTES = 64 * 2**20
 DRAIN_SECONDS = 10.0
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-_LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
-
-
-def configure_logging(level: str = "info") -> None:
-    """One JSON object a line on standard error, with time, level and the request's id."""
-    structlog.configure(
-        processors=[
-            merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,  # without the values of variables: a key may be among them
-            structlog.processors.JSONRenderer(default=repr),
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),
-        logger_factory=lambda *_: structlog.PrintLogger(sys.stderr),  # whatever it is by then
-        cache_logger_on_first_use=False,
-    )
+_SUBJECT = re.compile(r"/v1/(?:models|datasets)/((?:mdl|ds)_[A-Za-z0-9_-]{1,40})(?:/.*)?")
+_JOB = re.compile(r"/v1/jobs/(job_[A-Za-z0-9_-]{1,40})(?:/.*)?")
 
 
 class RequestLog:
-    """Gives each request an id (`X-Request-ID`, the client's own if it is a plain word) and logs how it ended."""
+    """Gives each request an id (`X-Request-ID`, the client's own if it is a plain word), logs and counts how it ended.
 
-    def __init__(self, app: ASGIApp) -> None:
+    The job, model or dataset that it is about stands in every line of it; one that it made, in the last.
+    """
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self.app = app
+        self.metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -54,7 +43,8 @@ class RequestLog:
         request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
         exchange = _Exchange(scope, receive, send, request_id)
         began = time.monotonic()
-        with bound_contextvars(request_id=request_id):
+        self.metrics.began()
+        with bound_contextvars(request_id=request_id, **_about(scope["path"])):
             try:
                 if any(character < " " or character == "\x7f" for character in scope["path"]):
                     await problem("not_found", "there is nothing at this address")(scope, receive, exchange.send)
@@ -63,19 +53,41 @@ class RequestLog:
                     await problem("parameter_invalid", detail)(scope, receive, exchange.send)
                 else:
                     await self.app(scope, exchange.receive, exchange.send)
+            except asyncio.CancelledError:  # the server stops, and this request took longer than it waits
+                if exchange.status is None:
+                    await problem("stopping", "this server is stopping; try again")(scope, receive, exchange.send_now)
+                raise
             except Exception as error:
                 answer = problem_of(error)
                 if exchange.status is not None:  # too late for another answer: break the connection
                     raise
                 await answer(scope, receive, exchange.send)
             finally:
+                ended = time.monotonic()
                 log.info(
                     "request",
                     method=scope["method"],
                     path=scope["path"],
                     status=exchange.status,
-                    seconds=round(time.monotonic() - began, 4),
+                    seconds=round(ended - began, 4),
+                    **_about(exchange.location),
                 )
+                query = scope["query_string"]
+                waited = b"wait=" in query or b"dry_run=" in query  # as long as it was told to, or a worker took
+                self.metrics.ended(
+                    scope["method"],
+                    getattr(scope.get("route"), "path", "none"),
+                    exchange.status,
+                    None if waited else (exchange.answered or ended) - began,
+                )
+
+
+def _about(path: str) -> dict[str, str]:
+    """The record that an address is of, as it is called in the log."""
+    if (job := _JOB.fullmatch(path)) is not None:
+        return {"job": job[1]}
+    subject = _SUBJECT.fullmatch(path)
+    return {} if subject is None else {"subject": subject[1]}
 
 
 class _Exchange:
@@ -84,6 +96,8 @@ class _Exchange:
     def __init__(self, scope: Scope, receive: Receive, send: Send, request_id: str) -> None:
         headers = Headers(scope=scope)
         self.status: int | None = None
+        self.answered: float | None = None
+        self.location = ""
         self._receive = receive
         self._send = send
         self._request_id = request_id
@@ -98,11 +112,17 @@ class _Exchange:
         return message
 
     async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start" and message["status"] >= 400:
+            await self._drain()
+        await self.send_now(message)
+
+    async def send_now(self, message: Message) -> None:
+        """`send`, whatever is still coming in."""
         if message["type"] == "http.response.start":
-            if message["status"] >= 400:
-                await self._drain()
             self.status = message["status"]
+            self.answered = time.monotonic()
             headers = MutableHeaders(scope=message)
+            self.location = headers.get("location", "")
             headers["X-Request-ID"] = self._request_id
             headers["X-Content-Type-Options"] = "nosniff"
         await self._send(message)

@@ -11,8 +11,6 @@ import signal
 import socket
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,16 +19,20 @@ from typing import Any
 from pydantic import ValidationError
 from sqlalchemy.exc import SQLAlchemyError
 
-from api.request_log import configure_logging
+from api.probe import answers
 from api.supervisor import Child, Supervisor
 from store import keys
 from store.database import connect, transaction
+from store.errors import StoreError
+from store.logs import configure_logs, without_secrets
 from store.migrate import upgrade
 from store.settings import Settings
 
 START_SECONDS = 60.0
 LOCK_SECONDS = 0.5  # a client that looks whether a server runs holds the lock for a moment
 OWNER = "local"
+KEY_NAME = "billhook-server"
+SHORTEST_KEY = 32
 CLIENT_VARIABLES = frozenset({"BILLHOOK_SERVER", "BILLHOOK_KEY", "BILLHOOK_INSECURE_HTTP", "BILLHOOK_DEBUG"})
 
 
@@ -59,10 +61,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     for warning in unknown_variables(os.environ):
         sys.stderr.write(f"billhook-server: warning: {warning}\n")
-    configure_logging(settings.log_level)
+    if settings.api_key is not None and len(settings.api_key.get_secret_value().strip()) < SHORTEST_KEY:
+        sys.stderr.write(
+            f"billhook-server: warning: BILLHOOK_API_KEY has less than {SHORTEST_KEY} characters and might be guessed; "
+            "`openssl rand -hex 32` makes a better one\n"
+        )
+    configure_logs(settings.log_level)
     try:
         settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-        (settings.data_dir / "logs").mkdir(exist_ok=True)
+        if not options.log_stderr:
+            (settings.data_dir / "logs").mkdir(exist_ok=True)
         with _lock(settings.data_dir), _listen(settings, allow_remote=options.allow_remote) as listener:
             _prepare(settings)
             return _serve(settings, listener, options)
@@ -96,6 +104,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--host", help="address to listen on, default 127.0.0.1 (BILLHOOK_HOST)")
     parser.add_argument("--port", type=int, help="port, default 8470; 0 = any free one (BILLHOOK_PORT)")
     parser.add_argument("--allow-remote", action="store_true", help="listen on an address that others can reach")
+    parser.add_argument(
+        "--log-stderr", action="store_true", help="log to standard error, not to files in the data folder"
+    )
     parser.add_argument("--no-worker", action="store_true", help="start the API alone; workers run elsewhere")
     parser.add_argument(
         "--gpu",
@@ -155,29 +166,38 @@ def _prepare(settings: Settings) -> None:
     try:
         engine = connect(settings.database_url)
     except (ValueError, ImportError, SQLAlchemyError) as error:
-        raise CannotStart(f"the database cannot be used: {error}") from None
+        raise CannotStart(f"the database cannot be used: {without_secrets(str(error))}") from None
     try:
         upgrade(engine)
         secret = _secret(settings)
         with transaction(engine) as session:
-            keys.replace_key(session, secret, owner=OWNER, name="billhook-server")
+            try:
+                keys.replace_key(session, secret, owner=OWNER, name=KEY_NAME)
+            except ValueError as error:
+                raise CannotStart(f"the key of BILLHOOK_API_KEY cannot be the server's: {error}") from None
+        _keep(settings, secret)
+    except StoreError as error:
+        raise CannotStart(error.message) from None
     except SQLAlchemyError as error:
         reason = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
-        raise CannotStart(f"the database cannot be used: {reason}") from None
+        raise CannotStart(f"the database cannot be used: {without_secrets(reason)}") from None
     finally:
         engine.dispose()
 
 
 def _secret(settings: Settings) -> str:
-    """The key of the settings, else the one in the data folder, else a new one; in any case it is there afterwards."""
+    """The key of the settings, else the one in the data folder, else a new one."""
     path = settings.data_dir / "key"
     given = settings.api_key.get_secret_value().strip() if settings.api_key else ""
-    kept = path.read_text().strip() if path.exists() else ""
-    secret = given or kept or keys.new_secret()
-    if secret != kept:
+    return given or (path.read_text().strip() if path.exists() else "") or keys.new_secret()
+
+
+def _keep(settings: Settings, secret: str) -> None:
+    """Have the key in the data folder, for this user alone."""
+    path = settings.data_dir / "key"
+    if not path.exists() or path.read_text().strip() != secret:
         _write(path, secret)
     path.chmod(0o600)
-    return secret
 
 
 def _write(path: Path, text: str) -> None:
@@ -191,7 +211,8 @@ def _write(path: Path, text: str) -> None:
 
 def _serve(settings: Settings, listener: socket.socket, options: argparse.Namespace) -> int:
     children = _children(listener, () if options.no_worker else settings.devices)
-    supervisor = Supervisor(children, _environment(), settings.data_dir / "logs")
+    logs = None if options.log_stderr else settings.data_dir / "logs"
+    supervisor = Supervisor(children, _environment(), logs)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: supervisor.stop())
     url = _url(listener)
@@ -203,9 +224,10 @@ def _serve(settings: Settings, listener: socket.socket, options: argparse.Namesp
         nonlocal failed
         if address.exists() or failed:
             return
-        if _answers(url):
+        if answers(url):
             _write(address, url)
-            sys.stdout.write(f"Billhook is ready at {url}\nkey and logs are in {settings.data_dir}\n")
+            kept = "key is" if logs is None else "key and logs are"
+            sys.stdout.write(f"Billhook is ready at {url}\n{kept} in {settings.data_dir}\n")
             sys.stdout.flush()
         elif time.monotonic() > deadline:
             failed = True
@@ -216,7 +238,7 @@ def _serve(settings: Settings, listener: socket.socket, options: argparse.Namesp
     finally:
         address.unlink(missing_ok=True)
     if failed:
-        raise CannotStart(f"the API does not start; see {settings.data_dir / 'logs' / 'api.log'}")
+        raise CannotStart(f"the API does not start; see {'above' if logs is None else logs / 'api.log'}")
     return 0
 
 
@@ -247,18 +269,6 @@ def _url(listener: socket.socket) -> str:
     name: Any = listener.getsockname()
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(name[0], name[0])  # noqa: S104
     return f"http://[{host}]:{name[1]}" if ":" in host else f"http://{host}:{name[1]}"
-
-
-def _answers(url: str) -> bool:
-    try:
-        with _OPENER.open(f"{url}/healthz", timeout=1.0) as answer:
-            return bool(answer.status == 200)
-    except (OSError, urllib.error.URLError):
-        return False
-
-
-# straight to this machine, whatever proxy the environment names
-_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -13,15 +14,16 @@ from api.bodies import validate
 from api.errors import Refused
 from api.fit import summary_faults, task_requirement_faults, top_5_faults, weights_faults
 from api.recipe_files import RecipeFiles
-from api.schemas import DEVICE, JobRequest, RecipeRequest
+from api.schemas.jobs import JobRequest
+from api.schemas.recipes import DEVICE, RecipeRequest
 from core.errors import Fault, RecipeInvalid
 from core.faults import given
 from core.precision import ON_CPU, precision_faults
 from core.recipe import Recipe, parse_recipe
 from core.requirements import Requirements
-from store import uploads
+from store import uploads, workers
 from store.errors import NotFound
-from store.records import Dataset, Model
+from store.records import Dataset, Job, Model
 
 Subject = TypeVar("Subject", Model, Dataset)
 Asked = TypeVar("Asked", bound=RecipeRequest)
@@ -38,14 +40,17 @@ class Submission(Generic[Asked]):
 
 
 def check(
-    session: Session, owner: str, document: Any, recipes: RecipeFiles, devices: Sequence[str]
-) -> Submission[JobRequest]:
-    """The submission that `document` (parsed JSON) describes, on a server that has workers for `devices`.
+    session: Session, owner: str, document: Any, recipes: RecipeFiles, devices: Sequence[str],
+    known: Sequence[Fault] = (),
+) -> Submission[JobRequest]:  # fmt: skip
+    """The submission that `document` (parsed JSON) describes, on a server that has workers for `devices`, and for those
+    of the workers that are there now.
 
-    Raises `Refused`: `request_invalid` or, if only the recipe is wrong, `recipe_invalid`, with all faults;
-    `input_not_ready` if all is well but an upload has not been checked yet.
+    `known`: faults that were found already. Raises `Refused`: `request_invalid` or, if only the recipe is wrong,
+    `recipe_invalid`, with all faults; `input_not_ready` if all is well but an upload has not been checked yet.
     """
-    plan, faults = _plan(JobRequest, document, recipes, devices)
+    plan, faults = _plan(JobRequest, document, recipes, _offered(session, devices))
+    faults += known
     waiting: list[str] = []
     model = _subject(session, Model, owner, document.get("model"), "/model", faults, waiting)
     ids = document.get("datasets")
@@ -68,12 +73,37 @@ def check(
     return plan.sound()
 
 
+def check_clone(
+    session: Session, job: Job, changes: Any, recipes: RecipeFiles, devices: Sequence[str]
+) -> Submission[JobRequest]:
+    """The submission of a job like `job`, but for the fields in `changes` (parsed JSON).
+
+    Raises `Refused` as `check` does, with pointers into the whole request: what the job brings along may be at fault
+    today.
+    """
+    if not isinstance(changes, dict):
+        fault = Fault("", f"the body is a JSON object, not {given(changes)}", "an object with what is to be different")
+        raise Refused("request_invalid", "the request is not an object", faults=[fault])
+    same = {"model": job.model_id, "datasets": job.dataset_ids}
+    faults = [
+        Fault(f"/{name}", "a clone is of the same model and datasets", "leave it out; POST /v1/jobs takes others")
+        for name in same
+        if name in changes
+    ]
+    own = {"name": job.name, "kind": job.kind, "tags": job.tags, "recipe": job.recipe,
+           "requirements": job.requirements, "device": job.device}  # fmt: skip
+    submission = check(session, job.owner, own | changes | same, recipes, devices, faults)
+    if "recipe" in changes:
+        return submission
+    return dataclasses.replace(submission, recipe_name=job.recipe_name)
+
+
 def check_recipe(session: Session, owner: str, document: Any, recipes: RecipeFiles, devices: Sequence[str]) -> Recipe:
     """The recipe that `document` (parsed JSON, a `RecipeRequest`) names or holds, with its defaults.
 
     Raises `Refused` as `check` does, for what can be known without the model and the dataset.
     """
-    plan, faults = _plan(RecipeRequest, document, recipes, devices)
+    plan, faults = _plan(RecipeRequest, document, recipes, _offered(session, devices))
     waiting: list[str] = []
     _weights(session, owner, plan.recipe, faults, waiting)
     _refuse(faults, waiting)
@@ -182,6 +212,11 @@ def _named_recipe(name: str, recipes: RecipeFiles) -> tuple[Recipe | None, str |
     if recipe is None:
         return None, None, [Fault("/recipe", "there is no recipe of that name", f"one of {', '.join(recipes.valid())}")]
     return recipe, name, []
+
+
+def _offered(session: Session, devices: Sequence[str]) -> list[str]:
+    """What jobs may ask for: the devices that the operator names, and those of workers that have joined."""
+    return [*devices, *(device for device in workers.living_devices(session) if device not in devices)]
 
 
 def _queue(device: Any, devices: Sequence[str]) -> tuple[str | None, list[Fault]]:

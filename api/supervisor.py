@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import shutil
@@ -12,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO, Any
 
 import structlog
 
@@ -41,11 +43,12 @@ class Child:
 
 @dataclass
 class Supervisor:
-    """Runs `children` with their output in `logs`. For the main thread of a process without other threads."""
+    """Runs `children` with their output in the folder `logs`, None for this process's own standard error. For the main
+    thread of a process without other threads."""
 
     children: Sequence[Child]
     environment: Mapping[str, str]
-    logs: Path
+    logs: Path | None
     stopping: bool = field(default=False, init=False)
 
     def run(self, every_round: Callable[[], None]) -> None:
@@ -54,7 +57,8 @@ class Supervisor:
             while not self.stopping:
                 for child in self.children:
                     self._look_after(child)
-                    _rotate(self._log_of(child))
+                    if self.logs is not None:
+                        _rotate(self.logs / f"{child.name}.log")
                 every_round()
                 time.sleep(POLL_SECONDS)
         finally:
@@ -80,7 +84,10 @@ class Supervisor:
         log.error("a process ended and is started again", name=child.name, status=status, in_seconds=child.wait)
 
     def _start(self, child: Child) -> None:
-        with self._log_of(child).open("ab") as output:
+        with contextlib.ExitStack() as stack:
+            output: IO[Any] = sys.stderr
+            if self.logs is not None:
+                output = stack.enter_context((self.logs / f"{child.name}.log").open("ab"))
             child.process = subprocess.Popen(  # noqa: S603  # our own modules
                 [sys.executable, "-m", *child.command],
                 env=dict(self.environment),
@@ -93,9 +100,6 @@ class Supervisor:
             )
         child.started = time.monotonic()
         log.info("started", name=child.name, pid=child.process.pid)
-
-    def _log_of(self, child: Child) -> Path:
-        return self.logs / f"{child.name}.log"
 
     def _end_all(self) -> None:
         running = [(child, child.process) for child in self.children if child.process is not None]

@@ -6,33 +6,25 @@ Nothing is opened here beyond its bytes' hash. Whatever goes wrong, the temporar
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import os
-import shutil
-import tempfile
-import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from fastapi import Request
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
-from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
 
-from api.bodies import check_length, media_type, too_large
+from api.bodies import check_length, media_type, refuse_encoding, too_large
 from api.errors import Refused
+from api.spool import Spool, SpoolFile
 from core.errors import Fault
-from store.settings import Settings
 
-BUFFER_BYTES = 2**20
 MAX_FIELDS = 16
 MAX_FIELD_BYTES = 64 * 2**10
 MULTIPART_SLACK = MAX_FIELDS * (MAX_FIELD_BYTES + 2**10)  # what may surround the file itself
-STALE_SECONDS = 86_400
 
 
 @dataclass(frozen=True)
@@ -52,41 +44,30 @@ class Received:
 
 @asynccontextmanager
 async def receive_upload(
-    request: Request, settings: Settings, formats: Mapping[str, str], fields: frozenset[str]
+    request: Request, spool: Spool, formats: Mapping[str, str], fields: frozenset[str]
 ) -> AsyncIterator[Received]:
-    """The upload in the body, in a temporary file that lives as long as the block.
+    """The upload in the body, in a temporary file that lives as long as the block, unless it is moved into the storage.
 
     `formats` maps the file name extensions that are taken to format names; `fields` are the options that may come with
     the file, as form fields, or as query parameters of a raw body.
 
-    Raises `Refused`: `body_too_large`, `storage_full`, `upload_incomplete`, `upload_timeout`, `multipart_invalid`,
-    `request_invalid` (no file, an empty one, an extension that is not taken). Unknown fields are in `Received.faults`.
+    Raises `Refused`: `body_too_large`, `media_type_unsupported` (compressed on the way), `storage_full`,
+    `upload_incomplete`, `upload_timeout`, `multipart_invalid`, `request_invalid` (no file, an empty one, an extension
+    that is not taken). Unknown fields are in `Received.faults`.
     """
+    refuse_encoding(request)
     form = media_type(request) == "multipart/form-data"
-    announced = check_length(request, settings.max_upload_bytes, MULTIPART_SLACK if form else 0)
-    _check_space(settings, announced or 0)
-    settings.uploads_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-    handle, name = tempfile.mkstemp(dir=settings.uploads_dir, prefix="upload-")
-    try:
-        with os.fdopen(handle, "wb", buffering=0) as file:
-            sink = _Sink(file, settings, formats)
-            given = await (_read_form if form else _read_raw)(request, settings, sink)
-            await sink.flush()
+    announced = check_length(request, spool.settings.max_upload_bytes, MULTIPART_SLACK if form else 0)
+    async with spool.file(announced or 0) as file:
+        sink = _Sink(file, formats)
+        given = await (_read_form if form else _read_raw)(request, spool, sink)
+        sha256 = await file.finish()
         known = {key: value for key, value in given.items() if key in fields}
         expected = f"one of {', '.join(sorted(fields))}"
         unknown = tuple(Fault(f"/{key}", "unknown field", expected) for key in given if key not in fields)
         if faults := sink.faults():
             raise Refused("request_invalid", "the upload cannot be used", faults=[*faults, *unknown])
-        yield Received(Path(name), sink.filename or "", sink.sha256.hexdigest(), sink.size, known, unknown)
-    finally:
-        Path(name).unlink(missing_ok=True)
-
-
-def remove_stale(settings: Settings) -> None:
-    """Remove what a killed server left of its uploads: temporary files that nobody wrote to for a day."""
-    for path in settings.uploads_dir.glob("upload-*"):
-        if time.time() - path.stat().st_mtime > STALE_SECONDS:
-            path.unlink(missing_ok=True)
+        yield Received(file.path, sink.filename or "", sha256, file.size, known, unknown)
 
 
 def check_filename(filename: str | None, formats: Mapping[str, str]) -> list[Fault]:
@@ -102,33 +83,14 @@ def check_filename(filename: str | None, formats: Mapping[str, str]) -> list[Fau
     return []
 
 
-def _check_space(settings: Settings, announced: int) -> None:
-    folder = settings.uploads_dir
-    while not folder.exists():
-        folder = folder.parent
-    # the file lies here and then, for a moment, in the storage too, which by default is on the same disk
-    free = shutil.disk_usage(folder).free
-    if free - 2 * announced < settings.min_free_bytes:
-        raise Refused(
-            "storage_full",
-            f"this server has not enough free space: {free / 2**20:.0f} MiB are free, the upload needs "
-            f"{2 * announced / 2**20:.0f} MiB, and {settings.min_free_bytes / 2**20:.0f} MiB must stay free "
-            "(BILLHOOK_MIN_FREE_BYTES)",
-        )
-
-
 @dataclass
 class _Sink:
-    """Where the bytes of the file go."""
+    """The file among what comes in: there is one, and its name is taken."""
 
-    file: IO[bytes]
-    settings: Settings
+    file: SpoolFile
     formats: Mapping[str, str]
     filename: str | None = None
-    size: int = 0
     files: int = 0
-    sha256: Any = field(default_factory=hashlib.sha256)
-    _buffer: bytearray = field(default_factory=bytearray)
 
     def begin(self, filename: str | None) -> None:
         """A file begins. Its name is checked before its bytes are read."""
@@ -139,41 +101,19 @@ class _Sink:
         if faults := check_filename(filename, self.formats):
             raise Refused("request_invalid", "the upload cannot be used", faults=faults)
 
-    def take(self, data: bytes | memoryview) -> None:
-        self.size += len(data)
-        if self.size > self.settings.max_upload_bytes:
-            raise too_large(self.settings.max_upload_bytes)
-        self._buffer += data
-
-    async def flush(self, at_least: int = 0) -> None:
-        """Write and hash what has come in, in a thread, if it is `at_least` so many bytes."""
-        if len(self._buffer) > at_least:
-            chunk, self._buffer = self._buffer, bytearray()
-            await run_in_threadpool(self._write, chunk)
-
-    def _write(self, chunk: bytearray) -> None:
-        if self.size % (64 * BUFFER_BYTES) < len(chunk):  # now and then: the length may not have been announced
-            _check_space(self.settings, 0)
-        view = memoryview(chunk)
-        self.sha256.update(view)
-        try:
-            while view:
-                view = view[self.file.write(view) :]
-        except OSError as error:
-            raise Refused("storage_full", "the upload could not be written to this server's disk") from error
-
     def faults(self) -> list[Fault]:
         if self.files == 0:
             return [Fault("/file", "there is no file", f"one of {', '.join(self.formats)}")]
-        return [] if self.size else [Fault("/file", "the file is empty")]
+        return [] if self.file.size else [Fault("/file", "the file is empty")]
 
 
-async def _chunks(request: Request, settings: Settings) -> AsyncIterator[bytes]:
+async def _chunks(request: Request, idle_seconds: float) -> AsyncIterator[bytes]:
     """The body as it comes in; a client that stops sending is given up."""
     stream = request.stream()
     while True:
         try:
-            chunk = await asyncio.wait_for(anext(stream), settings.upload_idle_seconds)
+            async with asyncio.timeout(idle_seconds):
+                chunk = await anext(stream)
         except StopAsyncIteration:
             return
         except TimeoutError:
@@ -183,17 +123,17 @@ async def _chunks(request: Request, settings: Settings) -> AsyncIterator[bytes]:
         yield chunk
 
 
-async def _read_raw(request: Request, settings: Settings, sink: _Sink) -> dict[str, str]:
+async def _read_raw(request: Request, spool: Spool, sink: _Sink) -> dict[str, str]:
     query = dict(request.query_params)
     query.pop("wait", None)
     sink.begin(query.pop("filename", None))
-    async for chunk in _chunks(request, settings):
-        sink.take(chunk)
-        await sink.flush(BUFFER_BYTES)
+    async for chunk in _chunks(request, spool.settings.upload_idle_seconds):
+        sink.file.take(chunk)
+        await sink.file.flush()
     return query
 
 
-async def _read_form(request: Request, settings: Settings, sink: _Sink) -> dict[str, str]:
+async def _read_form(request: Request, spool: Spool, sink: _Sink) -> dict[str, str]:
     _, parameters = parse_options_header(request.headers.get("content-type", ""))
     boundary = parameters.get(b"boundary")
     if not boundary:
@@ -205,12 +145,13 @@ async def _read_form(request: Request, settings: Settings, sink: _Sink) -> dict[
     read = 0
     try:
         parser = MultipartParser(boundary, form.callbacks())  # type: ignore[arg-type]
-        async for chunk in _chunks(request, settings):
+        async for chunk in _chunks(request, spool.settings.upload_idle_seconds):
             read += len(chunk)
-            if read > settings.max_upload_bytes + MULTIPART_SLACK:  # what stands before and behind the parts, too
-                raise too_large(settings.max_upload_bytes)
+            limit = spool.settings.max_upload_bytes
+            if read > limit + MULTIPART_SLACK:  # what stands before and behind the parts, too
+                raise too_large(limit)
             parser.write(chunk)
-            await sink.flush(BUFFER_BYTES)
+            await sink.file.flush()
         parser.finalize()
     except FormParserError:
         raise Refused("multipart_invalid", "the body is not valid multipart/form-data") from None
@@ -277,7 +218,7 @@ class _Form:
 
     def part_data(self, data: bytes, start: int, end: int) -> None:
         if self._name is None:
-            self._sink.take(memoryview(data)[start:end])
+            self._sink.file.take(memoryview(data)[start:end])
             return
         kept = self.fields[self._name]
         kept += data[start:end]

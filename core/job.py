@@ -178,3 +178,10 @@ class JobInputs(_Record):
         if (self.recipe.weights_model is None) != (self.weights is None):
             raise ValueError("weights is given where the recipe's weights names a model, and only there")
         return self
+
+
+class DryRunInputs(_Record):
+    """All that `core.dry_run.dry_run` needs. `timed`: whether `job.device` is what the job itself would run on."""
+
+    job: JobInputs
+    timed: bool = True

@@ -42,6 +42,7 @@ from core.data.datasets import Dataset
 from core.devices import require_device, require_precision, torch_settings
 from core.errors import BillhookError, ExactnessFailed, ParityFailed
 from core.events import Emit, jsonable
+from core.expected import MEASURE_SECONDS, besides_training
 from core.exports import Exports
 from core.graph.counts import COUNTED, NOT_COUNTED, Counts, count
 from core.graph.export import check_parity, write_onnx
@@ -64,9 +65,6 @@ from core.steps import planned, run_steps
 from core.targets import latency_doubts, target_results
 from core.tasks import Task, task_of
 from core.training.trainer import Trainer
-
-EXPORT_SECONDS, MEASURE_SECONDS = 2.0, 15.0
-"""What these stages usually take beside running the data through; for the progress."""
 
 
 def run(inputs: JobInputs, workdir: Path, emit: Emit) -> Report:
@@ -185,15 +183,12 @@ class _Job:
 
     def _plan(self, original: Network, counts: Counts, dataset: Dataset, trainer: Trainer) -> None:
         """Tells the progress what is to come. Of each step that is a guess from the original; the step corrects it."""
-        scored = len(dataset.splits["validation"]) + len(dataset.splits["test"])
-        self.progress.expect("baseline", passes=scored)
+        for part, work in besides_training(self.recipe, dataset).items():
+            self.progress.expect(part, passes=work.passes, seconds=work.seconds)
         for index, step in enumerate(self.recipe.steps):
             trainer.expect(f"step/{index}", planned(step, original, counts, self.recipe.export, self.exports))
         for part, trainings in expected(self.recipe, original, counts, self.exports).items():
             trainer.expect(part, trainings)
-        files = 2 + len(self.recipe.baselines)
-        self.progress.expect("export", seconds=files / 2 * EXPORT_SECONDS)
-        self.progress.expect("measure", passes=files * scored, seconds=files / 2 * MEASURE_SECONDS)
 
     def _baseline(self, original: Network, dataset: Dataset, trainer: Trainer, state: State) -> None:
         """The original on the dataset, through torch. One with a new classifier is looked at once that is trained."""

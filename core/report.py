@@ -6,9 +6,16 @@ JSON is the report; Markdown (`core/report_markdown.py`) is a rendering of it. `
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
+
+_NOT_FINITE = {
+    "type": "object", "properties": {"$float": {"enum": ["nan", "inf", "-inf"]}}, "required": ["$float"],
+    "additionalProperties": False,
+}  # fmt: skip
+Number = Annotated[float, WithJsonSchema({"anyOf": [{"type": "number"}, _NOT_FINITE]})]
+"""As the report is stored, JSON has no NaN (`core.events.jsonable`)."""
 
 
 class _Record(BaseModel):
@@ -19,14 +26,14 @@ class SplitScore(_Record):
     """Of the ONNX file in ONNX Runtime on one split."""
 
     images: int
-    accuracy: float = Field(
+    accuracy: Number = Field(
         description="1 at best: top-1 (classification), mean SSIM (reconstruction), 1 - relative error (imitation)"
     )
-    loss: float = Field(
+    loss: Number = Field(
         description="mean cross-entropy, nats (classification), (1 - w) L1 + w (1 - SSIM) (reconstruction), relative "
         "error squared (imitation)"
     )
-    measures: dict[str, float] = Field(
+    measures: dict[str, Number] = Field(
         default={}, description="top_5 (classification), ssim, l1 (reconstruction), relative_error, cosine (imitation)"
     )
 
@@ -38,11 +45,11 @@ class Latency(_Record):
     runtime: str
     batch_size: int
     threads: int
-    latency_ms_p50: float
-    latency_ms_p90: float
-    latency_ms_p99: float
-    latency_ms_mean: float
-    latency_ms_std: float
+    latency_ms_p50: Number
+    latency_ms_p90: Number
+    latency_ms_p99: Number
+    latency_ms_mean: Number
+    latency_ms_std: Number
     windows: int
     stable: bool = Field(description="three windows in a row agreed within 10 %")
     samples_ms: list[float]
@@ -75,8 +82,8 @@ class Layer(_Record):
     params_after: int
     macs_before: int
     macs_after: int
-    latency_ms_before: float | None = None
-    latency_ms_after: float | None = None
+    latency_ms_before: Number | None = None
+    latency_ms_after: Number | None = None
 
 
 class Frozen(_Record):
@@ -106,8 +113,8 @@ class Check(_Record):
     """A proof. `error` is max |a - b| / max |a|; it must not exceed `bound`."""
 
     name: str
-    error: float
-    bound: float
+    error: Number
+    bound: Number
     images: int
     passed: bool
 
@@ -117,7 +124,7 @@ class RequirementResult(_Record):
 
     name: str
     required: str
-    measured: float | None
+    measured: Number | None
     passed: bool
     note: str | None = None
 
@@ -133,18 +140,18 @@ class Cost(_Record):
     epoch_params: int = 0
     epoch_params_kept: int = 0
     images: int = 0
-    seconds: float = 0.0
+    seconds: Number = 0.0
 
 
 class TargetResult(_Record):
     """`low`, `high`: the 95 % interval of what was measured (latency); it is met where `high` is at most the target."""
 
     name: str
-    target: float
-    reached: float
+    target: Number
+    reached: Number
     met: bool
-    low: float | None = None
-    high: float | None = None
+    low: Number | None = None
+    high: Number | None = None
 
 
 class ControlResult(_Record):
@@ -155,9 +162,9 @@ class ControlResult(_Record):
     name: str
     budget: str = Field(description="of its training, in words")
     cost: Cost
-    accuracy_difference: float
-    accuracy_difference_low: float
-    accuracy_difference_high: float
+    accuracy_difference: Number
+    accuracy_difference_low: Number
+    accuracy_difference_high: Number
 
 
 class Confusion(_Record):
@@ -171,12 +178,12 @@ class LatencyRatio(_Record):
     """Latency over the original's, in ONNX Runtime on the CPU, batch 1 (or what the file fixes), one thread: the median
     of several windows in which both take turns, and the 95 % interval of that median."""
 
-    ratio: float
-    low: float
-    high: float
+    ratio: Number
+    low: Number
+    high: Number
     windows: int
-    original_ms: float
-    candidate_ms: float
+    original_ms: Number
+    candidate_ms: Number
 
 
 class FrontPoint(_Record):
@@ -187,7 +194,7 @@ class FrontPoint(_Record):
     params: int
     macs: int
     filters: int
-    validation_accuracy: float | None
+    validation_accuracy: Number | None
     file_bytes: int | None = Field(None, description="of the ONNX file that it would be exported as")
     latency: LatencyRatio | None = None
 
@@ -198,16 +205,16 @@ class KeptCheckpoint(_Record):
     name: str
     step: int
     epoch: int
-    validation_accuracy: float
+    validation_accuracy: Number
     sha256: str
     bytes: int
-    parity: float = Field(description="ONNX Runtime against torch, as a check of that name")
+    parity: Number = Field(description="ONNX Runtime against torch, as a check of that name")
 
 
 class Report(_Record):
     version: int = 1
     variants: dict[str, Variant]
-    ratios: dict[str, float] = Field(
+    ratios: dict[str, Number] = Field(
         description="pruned / original; accuracy_drop = original - pruned, on test; none of what cannot be measured"
     )
     drop_in: bool = Field(

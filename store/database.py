@@ -13,13 +13,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
+from sqlalchemy import Connection, Engine, NullPool, create_engine, event, make_url
 from sqlalchemy.orm import Session
 
+from store import counters
 from store.columns import to_json
 
 BUSY_SECONDS = 60.0
 _READ_ONLY = "billhook_read_only"
+# a server that went away without a word (its machine died, the route is lost) would be waited for for a quarter of an
+# hour and more, by whoever holds one of its connections
+_LOST_ROUTE = {"tcp_user_timeout": 20_000, "keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 2}
 
 
 def connect(database_url: str, *, pool_size: int = 10) -> Engine:
@@ -46,7 +50,29 @@ def connect(database_url: str, *, pool_size: int = 10) -> Engine:
         pool_size=pool_size,
         max_overflow=0,
         pool_pre_ping=True,  # a restarted server must not cost a request
-        connect_args={"connect_timeout": 10, "options": "-c timezone=UTC"},
+        connect_args={"connect_timeout": 10, "options": "-c timezone=UTC"} | _LOST_ROUTE,
+    )
+
+
+def connect_briefly(database_url: str, seconds: int) -> Engine:
+    """An engine for looking whether the database answers: each question has a connection of its own, so that none waits
+    for those of the service, and none hangs much longer than `seconds` (2 or more)."""
+    url = make_url(database_url)
+    if url.get_backend_name() == "sqlite":
+        engine = create_engine(url, poolclass=NullPool, connect_args={"timeout": seconds})
+        event.listen(engine, "begin", _begin_sqlite)
+        return engine
+    return create_engine(
+        url,
+        poolclass=NullPool,
+        connect_args={
+            "connect_timeout": seconds,
+            "tcp_user_timeout": seconds * 1_000,  # a network that swallows everything
+            "keepalives_idle": seconds,
+            "keepalives_interval": 1,
+            "keepalives_count": seconds,
+            "options": f"-c timezone=UTC -c statement_timeout={seconds * 1_000}",
+        },
     )
 
 
@@ -81,9 +107,11 @@ def _begin_sqlite(connection: Connection) -> None:
 
 @contextmanager
 def transaction(engine: Engine) -> Iterator[Session]:
-    """A session that commits at the end, or rolls back if the block raises. For writing."""
+    """A session that commits at the end, or rolls back if the block raises. For writing. What was counted in it
+    (`store.counters`) is written last."""
     with Session(engine, expire_on_commit=False) as session, session.begin():
         yield session
+        counters.write(session)
 
 
 @contextmanager
@@ -91,9 +119,3 @@ def reading(engine: Engine) -> Iterator[Session]:
     """A session for reading only: on SQLite it takes no write lock. Nothing it changes is kept."""
     with Session(engine.execution_options(**{_READ_ONLY: True}), expire_on_commit=False) as session:
         yield session  # closing rolls back and detaches; a rollback of its own would expire what was read
-
-
-def ping(engine: Engine) -> None:
-    """Raises SQLAlchemy's error if the database does not answer."""
-    with reading(engine) as session:
-        session.execute(text("SELECT 1"))

@@ -27,6 +27,12 @@ class JobTerminal(StoreError):
     code = "job_terminal"
 
 
+class JobHeld(StoreError):
+    """An attempt holds the job: it is being tried already."""
+
+    code = "job_running"
+
+
 class LeaseLost(StoreError):
     """The attempt no longer holds its job: it expired and was given away, or the job is over. It must stop writing."""
 
@@ -58,6 +64,30 @@ class StorageUnavailable(StoreError):
 
 
 class IdempotencyKeyReused(StoreError):
-    """The same `Idempotency-Key` came with another request body."""
+    """The same `Idempotency-Key` came with another request."""
 
     code = "idempotency_key_reused"
+
+
+class IdempotencyKeyInFlight(StoreError):
+    """Another request with the same `Idempotency-Key` is being answered just now."""
+
+    code = "idempotency_key_in_flight"
+
+
+class TooManyDryRuns(StoreError):
+    """The owner waits for as many dry runs as one may."""
+
+    code = "too_many_dry_runs"
+
+
+class SchemaMismatch(StoreError):
+    """The database's schema is that of an older or newer version of this code."""
+
+    code = "schema_mismatch"
+
+
+class MigrationBlocked(StoreError):
+    """The schema could not be migrated: somebody else holds its tables, or migrates it. Nothing was changed."""
+
+    code = "migration_blocked"

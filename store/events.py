@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import insert, select
+from sqlalchemy import Select, Text, cast, func, insert, select
 from sqlalchemy.orm import Session
 
 from store.columns import now_utc, storable, storable_text
@@ -64,3 +64,32 @@ def page(session: Session, job_id: str, after: int = 0, limit: int = 100) -> Seq
     """The events numbered above `after`, at most `limit`, in order."""
     query = select(Event).where(Event.job_id == job_id, Event.seq > after).order_by(Event.seq).limit(limit)
     return session.scalars(query).all()
+
+
+def page_within(session: Session, job_id: str, after: int, limit: int, bytes: int) -> Sequence[Event]:
+    """`page`, cut so that the bodies take about `bytes` as JSON; at least one event, if there is one.
+
+    What is too much is not read, so that a reader of large events needs no more memory than of small ones.
+    """
+    last, taken = after, 0
+    with session.execute(_sizes(session, job_id, after, limit, bytes)) as sizes:
+        for seq, size in sizes:
+            if last > after and taken + size > bytes:
+                break
+            last, taken = seq, taken + size
+    query = select(Event).where(Event.job_id == job_id, Event.seq > after, Event.seq <= last).order_by(Event.seq)
+    return session.scalars(query).all()
+
+
+def _sizes(session: Session, job_id: str, after: int, limit: int, bytes: int) -> Select[Any]:
+    """Numbers and sizes of the events to come, of at most `limit`, and of few more than are within `bytes`."""
+    wanted = select(Event).where(Event.job_id == job_id, Event.seq > after).order_by(Event.seq).limit(limit)
+    if session.get_bind().dialect.name != "postgresql":
+        return wanted.with_only_columns(Event.seq, func.length(Event.body))  # row by row, as they are asked for
+    # PostgreSQL works out all rows before it gives one. What it stores is compressed, so its size is a lower bound
+    # that costs nothing: only what is within the bounds by that is unpacked to be measured
+    these = wanted.with_only_columns(Event.seq, Event.body).subquery()
+    stored = func.pg_column_size(these.c.body)
+    before = select(*these.c, (func.sum(stored).over(order_by=these.c.seq) - stored).label("before")).subquery()
+    size = func.octet_length(cast(before.c.body, Text))
+    return select(before.c.seq, size).where(before.c.before < bytes).order_by(before.c.seq)

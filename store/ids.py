@@ -6,7 +6,7 @@ import secrets
 import time
 from typing import Literal
 
-Prefix = Literal["mdl", "ds", "job", "att", "key", "out"]
+Prefix = Literal["mdl", "ds", "job", "att", "key", "out", "dry", "wrk"]
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32: no i, l, o, u
 
 

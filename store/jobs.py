@@ -9,13 +9,13 @@ from typing import Any
 from sqlalchemy import ColumnElement, func, select
 from sqlalchemy.orm import Session
 
-from store import outbox
+from store import counters, outbox
 from store.columns import now_utc, storable, storable_text
-from store.errors import JobTerminal, NotFound
+from store.errors import JobHeld, JobTerminal, NotFound
 from store.events import append_to, lock_job
 from store.ids import new_id
 from store.leases import state_event
-from store.records import TERMINAL, Artifact, Attempt, Dataset, Job, JobState, Model, move
+from store.records import HELD, TERMINAL, Artifact, Attempt, Dataset, DryRun, Event, Job, JobState, Model, move
 
 
 def create_job(
@@ -33,10 +33,14 @@ def create_job(
     kind: str = "prune",
     tags: Sequence[str] = (),
     recipe_name: str | None = None,
+    request_id: str | None = None,
+    cloned_from: str | None = None,
     now: datetime | None = None,
 ) -> Job:
     """A queued job, its first event, and the message that rings for a worker, all in this transaction.
 
+    `request_id` is that of the request that asks for it: it stands in the first event, and in the worker's log.
+    `cloned_from`: the id of the job that it was made from.
     Raises `NotFound` if the model, that of the recipe's `weights` or a dataset is not there, or not this owner's: their
     rows are held until the transaction ends, so that none is deleted meanwhile.
     """
@@ -54,6 +58,7 @@ def create_job(
         dataset_ids=list(dataset_ids),
         recipe=storable(recipe),
         recipe_name=recipe_name,
+        cloned_from=cloned_from,
         requirements=storable(requirements or {}),
         device=device,
         queue=queue,
@@ -64,7 +69,9 @@ def create_job(
         _hold_input(session, Model, owner, job.weights_id)
     session.add(job)
     session.flush()
-    append_to(session, job, None, [state_event(job, device=device, queue=queue)], now)
+    asked = {name: value for name, value in (("request_id", request_id), ("cloned_from", cloned_from)) if value}
+    append_to(session, job, None, [state_event(job, device=device, queue=queue, **asked)], now)
+    counters.count(session, "jobs_submitted")
     outbox.add(session, "run", job.id, queue, now)
     return job
 
@@ -81,6 +88,27 @@ def get_job(session: Session, owner: str, job_id: str) -> Job:
     if job is None:
         raise NotFound(f"there is no job {job_id}")
     return job
+
+
+def request_id_of(session: Session, job_id: str) -> str | None:
+    """The id of the request that asked for the job, as its first event has it."""
+    first = session.get(Event, (job_id, 1))
+    found = None if first is None else first.body.get("request_id")
+    return found if isinstance(found, str) else None
+
+
+def get_with_attempts(session: Session, owner: str, job_id: str) -> tuple[Job, list[Attempt]]:
+    """A job and its attempts, in order, by one query: what is asked for again and again. Raises `NotFound`."""
+    query = (
+        select(Job, Attempt)
+        .outerjoin(Attempt, Attempt.job_id == Job.id)
+        .where(Job.id == job_id, Job.owner == owner)
+        .order_by(Attempt.number)
+    )
+    rows = session.execute(query).all()
+    if not rows:
+        raise NotFound(f"there is no job {job_id}")
+    return rows[0][0], [attempt for _, attempt in rows if attempt is not None]
 
 
 def list_jobs(
@@ -133,6 +161,24 @@ def request_cancel(session: Session, owner: str, job_id: str, now: datetime | No
     append_to(session, job, None, [state_event(job)], now)
     if job.state == "cancelled":
         outbox.settle(session, job.id)
+        counters.count_finished(session, "cancelled")
+    return job
+
+
+def ring(session: Session, owner: str, job_id: str, now: datetime | None = None) -> Job:
+    """Have a queued job rung for at once, and then as often as a new one; one that is over is returned as it is.
+
+    Raises `NotFound`, or `JobHeld` while an attempt holds the job.
+    """
+    get_job(session, owner, job_id)
+    job = lock_job(session, job_id)
+    if job.state in HELD:
+        doing = "tried" if job.state == "running" else "cancelled"
+        raise JobHeld(
+            f"the job is being {doing} already: attempt {job.attempt_count}; it can be retried once it is over"
+        )
+    if job.state == "queued":
+        outbox.add(session, "run", job.id, job.queue, now)
     return job
 
 
@@ -145,9 +191,14 @@ def attempts(session: Session, job_ids: Iterable[str]) -> dict[str, list[Attempt
     return found
 
 
-def artifacts(session: Session, job_id: str) -> Sequence[Artifact]:
-    """A job's files, by name."""
-    return session.scalars(select(Artifact).where(Artifact.job_id == job_id).order_by(Artifact.name)).all()
+def artifacts(
+    session: Session, job_id: str, *, after: str | None = None, limit: int | None = None
+) -> Sequence[Artifact]:
+    """A job's files, by name: those behind the name `after`, at most `limit`."""
+    query = select(Artifact).where(Artifact.job_id == job_id)
+    if after is not None:
+        query = query.where(Artifact.name > after)
+    return session.scalars(query.order_by(Artifact.name).limit(limit)).all()
 
 
 def artifact(session: Session, job_id: str, name: str) -> Artifact:
@@ -158,8 +209,8 @@ def artifact(session: Session, job_id: str, name: str) -> Artifact:
     return found
 
 
-def inputs_of(session: Session, job: Job) -> tuple[Model, list[Dataset]]:
-    """The model and datasets of a job, for the worker. Raises `NotFound` if one was deleted."""
+def inputs_of(session: Session, job: Job | DryRun) -> tuple[Model, list[Dataset]]:
+    """The model and datasets of a job or a dry run, for the worker. Raises `NotFound` if one was deleted."""
     model = session.get(Model, job.model_id)
     if model is None:
         raise NotFound(f"there is no model {job.model_id}")
@@ -172,7 +223,7 @@ def inputs_of(session: Session, job: Job) -> tuple[Model, list[Dataset]]:
     return model, found
 
 
-def weights_of(session: Session, job: Job) -> Model | None:
+def weights_of(session: Session, job: Job | DryRun) -> Model | None:
     """The model whose weights the job's recipe begins with, if it names one. Raises `NotFound` if it was deleted."""
     if job.weights_id is None:
         return None

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
-from store import outbox
+from store import counters, outbox
 from store.columns import now_utc, storable, storable_text
 from store.errors import LeaseLost
 from store.events import EventLine, append_to, lock_job
@@ -65,7 +65,10 @@ def claim(
     if taken.rowcount != 1:  # type: ignore[attr-defined]
         return None
     job = lock_job(session, job_id)
-    outbox.settle(session, job_id)
+    waited_since = outbox.settle(session, job_id)
+    if waited_since is not None:
+        counters.count(session, "queue_wait", queue=job.queue)
+        counters.count(session, "queue_wait_seconds", max(0.0, (now - waited_since).total_seconds()), queue=job.queue)
     attempt = Attempt(
         id=new_id("att"),
         job_id=job_id,
@@ -179,7 +182,8 @@ def finish(
     job.error = None if error is None else storable(error)
     if state == "succeeded":
         job.progress = 1.0
-    _end(job, attempt, state, now, error=job.error, output_tail=output_tail)
+    _end(session, job, attempt, state, now, error=job.error, output_tail=output_tail)
+    counters.count_finished(session, state, job.error)
     body = {} if error is None else {"error": job.error}
     append_to(session, job, attempt.number, [*events, state_event(job, **body)], now)
     outbox.settle(session, job.id)
@@ -195,7 +199,7 @@ def release(
     """
     now = now or now_utc()
     job, attempt = _fenced(session, lease)
-    _end(job, attempt, "released", now)
+    _end(session, job, attempt, "released", now)
     _requeue_or_cancel(session, job, attempt, now, reason, delay)
 
 
@@ -208,6 +212,7 @@ def died(
     job, attempt = _fenced(session, lease)
     append_to(session, job, attempt.number, [*events, ("attempt/died", error)], now)
     attempt.heartbeat_at = now
+    counters.count(session, "children_died")
     _lost(session, job, attempt, now, storable(error), "attempt died", output_tail)
 
 
@@ -228,6 +233,7 @@ def reap(session: Session, now: datetime | None = None, limit: int = 100) -> lis
         if attempt is None or job.state not in HELD or attempt.expires_at >= now:
             continue  # it was finished, or beat again, before we held the row
         error = {"code": "worker_lost", "message": "the worker fell silent and its lease expired", "faults": []}
+        counters.count(session, "leases_lost")
         _lost(session, job, attempt, now, error, "worker lost")
         reaped.append(job_id)
     return reaped
@@ -237,7 +243,7 @@ def _lost(
     session: Session, job: Job, attempt: Attempt, now: datetime, error: Any, reason: str, output_tail: str | None = None
 ) -> None:
     job.deaths += 1
-    _end(job, attempt, "lost", now, error=error, output_tail=output_tail)
+    _end(session, job, attempt, "lost", now, error=error, output_tail=output_tail)
     if job.deaths >= MAX_DEATHS and job.state != "cancelling":
         _give_up(session, job, attempt, now)
     else:
@@ -248,6 +254,7 @@ def _give_up(session: Session, job: Job, attempt: Attempt, now: datetime) -> Non
     move(job, "failed", now)
     message = f"{job.deaths} workers in a row died at this job without getting on with it; it is not tried again"
     job.error = {"code": "poison", "message": message, "faults": []}
+    counters.count_finished(session, "failed", job.error)
     append_to(session, job, attempt.number, [state_event(job, error=job.error)], now)
 
 
@@ -256,6 +263,7 @@ def _requeue_or_cancel(
 ) -> None:
     if job.state == "cancelling":
         move(job, "cancelled", now)
+        counters.count_finished(session, "cancelled")
     else:
         move(job, "queued", now)
         outbox.add(session, "run", job.id, job.queue, now, delay=delay)
@@ -263,8 +271,10 @@ def _requeue_or_cancel(
 
 
 def _end(
-    job: Job, attempt: Attempt, outcome: Outcome, now: datetime, *, error: Any = None, output_tail: str | None = None
-) -> None:
+    session: Session, job: Job, attempt: Attempt, outcome: Outcome, now: datetime, *, error: Any = None,
+    output_tail: str | None = None,
+) -> None:  # fmt: skip
+    counters.count(session, "attempts", outcome=outcome)
     attempt.ended_at = now
     attempt.outcome = outcome
     attempt.error = error

@@ -1,26 +1,70 @@
-"""Bring the schema of a database to a revision. Tests build their schema in this way too."""
+"""Bring the schema of a database to a revision, and see that it is the one that this code is for.
+
+Several servers may start at once: one migrates, the others wait for it (an advisory lock on PostgreSQL, the write lock
+of the file on SQLite). A migration that does not get a table's lock soon gives up, since every query would queue up
+behind it; it is tried again a few times. Tests build their schema in this way too.
+"""
 
 from __future__ import annotations
 
+import functools
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
+import structlog
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import Connection, Engine
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from alembic.util import CommandError
+from sqlalchemy import Connection, Engine, column, select, table
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
+from sqlalchemy.orm import Session
+
+from store.database import reading
+from store.errors import MigrationBlocked, SchemaMismatch
 
 _MIGRATIONS = Path(__file__).resolve().parent.parent / "migrations"
+_LOCKED_OUT = frozenset({"55P03", "40P01"})  # PostgreSQL: lock_not_available, deadlock_detected
+WAIT_SECONDS = 60.0  # of a worker, for the server that migrates
+LOOK_SECONDS = 1.0
+
+Schema = Literal["current", "behind", "ahead"]
+log = structlog.get_logger("billhook.schema")
 
 
-def upgrade(engine: Engine, revision: str = "head") -> None:
-    """Migrate up, in one transaction: it happens as a whole or not at all. Does nothing if it is there already."""
-    with engine.begin() as connection:
-        command.upgrade(_config(connection), revision)
+@dataclass(frozen=True)
+class Patience:
+    """How long a migration waits, in seconds: for `turn` while another server migrates, for `table` (each table's lock)
+    with queries queueing up behind it; it is tried again after each of `pauses`."""
+
+    turn: float = 60.0
+    table: float = 5.0
+    pauses: tuple[float, ...] = (1.0, 2.0, 4.0)
 
 
-def downgrade(engine: Engine, revision: str) -> None:
-    """Migrate down to `revision`, `base` for nothing. Loses what the schema no longer holds."""
-    with engine.begin() as connection:
-        command.downgrade(_config(connection), revision)
+def upgrade(engine: Engine, revision: str = "head", *, patience: Patience = Patience()) -> None:
+    """Migrate up, in one transaction: it happens as a whole or not at all. Does nothing if it is there already.
+
+    Raises `SchemaMismatch` for a database that a newer version has migrated, `MigrationBlocked` if somebody holds its
+    tables, or migrates it, for longer than `patience`.
+    """
+    found = state(engine)
+    if found == "ahead":
+        raise _mismatch(engine)
+    if revision != "head" or found == "behind":
+        _migrate(engine, lambda config: command.upgrade(config, revision), patience)
+
+
+def downgrade(engine: Engine, revision: str, *, patience: Patience = Patience()) -> None:
+    """Migrate down to `revision`, `base` for nothing. Loses what the schema no longer holds. Raises as `upgrade`."""
+    if state(engine) == "ahead":
+        raise _mismatch(engine)
+    _migrate(engine, lambda config: command.downgrade(config, revision), patience)
 
 
 def check(engine: Engine) -> None:
@@ -29,10 +73,129 @@ def check(engine: Engine) -> None:
         command.check(_config(connection))
 
 
-def _config(connection: Connection) -> Config:
+def revisions() -> tuple[str, ...]:
+    """Those that this code knows, from its own back to the first."""
+    return tuple(step.revision for step in ScriptDirectory.from_config(_config()).walk_revisions())
+
+
+def revision_of(session: Session) -> str | None:
+    """That of the database's schema; None if it has none. Raises SQLAlchemy's error if it does not answer, or there is
+    no schema."""
+    return session.scalar(select(column("version_num")).select_from(table("alembic_version")))
+
+
+def state(engine: Engine) -> Schema:
+    """The database's schema as this code sees it: `behind` may be migrated up, `ahead` is that of a newer version.
+
+    Raises SQLAlchemy's error if the database does not answer.
+    """
+    found = _revisions(engine)
+    if found - _known():
+        return "ahead"
+    return "current" if found == {_head()} else "behind"
+
+
+def require_current(engine: Engine) -> None:
+    """Raises `SchemaMismatch`, for a person to read, unless the schema is the one that this code is for."""
+    if state(engine) != "current":
+        raise _mismatch(engine)
+
+
+def wait_until_current(
+    engine: Engine, stopping: threading.Event, *, seconds: float = WAIT_SECONDS, look_seconds: float = LOOK_SECONDS
+) -> bool:
+    """Wait until the schema is the one that this code is for: a worker may start before the server that migrates, and
+    before the database. False if `stopping` was set meanwhile.
+
+    Raises `SchemaMismatch` at once if the database is ahead, and after `seconds` if it is behind; SQLAlchemy's error if
+    the database does not answer by then.
+    """
+    deadline = time.monotonic() + seconds
+    told = False
+    while not stopping.is_set():
+        try:
+            found = state(engine)
+            if found == "current":
+                return True
+            problem: Exception = _mismatch(engine)
+        except SQLAlchemyError as error:
+            found, problem = "behind", error
+        if found == "ahead" or time.monotonic() >= deadline:
+            raise problem
+        if not told:
+            log.warning("waiting for the database", reason=str(problem).splitlines()[0], seconds=seconds)
+            told = True
+        stopping.wait(look_seconds)
+    return False
+
+
+def _migrate(engine: Engine, action: Callable[[Config], None], patience: Patience) -> None:
+    """A wait for the turn is not repeated, nor SQLite's, which is as long: the start of a server is bounded."""
+    began = time.monotonic()
+    for pause in (*patience.pauses, None):
+        try:
+            with engine.begin() as connection:
+                config = _config(connection)
+                config.attributes["patience"] = patience
+                action(config)
+            return
+        except CommandError:  # another server, of a newer version, had its turn first
+            if state(engine) == "ahead":
+                raise _mismatch(engine) from None
+            raise
+        except OperationalError as error:
+            if not _locked_out(error):
+                raise
+            reason = str(error.orig).strip().splitlines()[0]
+            if pause is None or time.monotonic() - began >= patience.turn:
+                raise MigrationBlocked(
+                    f"the database cannot be migrated: something else holds its tables ({reason}). Nothing was "
+                    "changed. End what has been reading or writing for long, or wait for the other server, and start "
+                    "again"
+                ) from None
+            log.warning("the database cannot be migrated yet; trying again", reason=reason, seconds=pause)
+            time.sleep(pause)
+
+
+def _locked_out(error: OperationalError) -> bool:
+    return getattr(error.orig, "sqlstate", None) in _LOCKED_OUT or "database is locked" in str(error.orig)
+
+
+def _mismatch(engine: Engine) -> SchemaMismatch:
+    found = ", ".join(sorted(_revisions(engine))) or "none"
+    if state(engine) == "ahead":
+        return SchemaMismatch(
+            f"the database's schema (revision {found}) is newer than this version of Billhook knows (revision "
+            f"{_head()}): install the version that migrated it, or a later one"
+        )
+    return SchemaMismatch(
+        f"the database's schema (revision {found}) is older than this version of Billhook needs (revision {_head()}): "
+        "start `billhook-server` of this version, which migrates it"
+    )
+
+
+def _revisions(engine: Engine) -> frozenset[str]:
+    with reading(engine) as session:
+        return frozenset(MigrationContext.configure(session.connection()).get_current_heads())
+
+
+@functools.cache
+def _head() -> str:
+    head = ScriptDirectory.from_config(_config()).get_current_head()
+    assert head is not None
+    return head
+
+
+@functools.cache
+def _known() -> frozenset[str]:
+    return frozenset(revisions())
+
+
+def _config(connection: Connection | None = None) -> Config:
     config = Config()
     # Config expands %; a folder may be called anything
     config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
     config.set_main_option("path_separator", "os")
-    config.attributes["connection"] = connection
+    if connection is not None:
+        config.attributes["connection"] = connection
     return config

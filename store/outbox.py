@@ -31,6 +31,8 @@ def add(
     same = OutboxMessage.subject_id == subject_id
     message = session.scalars(select(OutboxMessage).where(same).with_for_update()).one_or_none()
     if message is not None:
+        if message.queue != queue:  # it waits there from now on
+            message.created_at = now
         message.topic, message.queue, message.next_at, message.rings = topic, queue, next_at, 0
     else:
         message = OutboxMessage(
@@ -66,6 +68,7 @@ def hold(session: Session, subject_id: str, until: datetime) -> None:
     session.execute(update(OutboxMessage).where(OutboxMessage.subject_id == subject_id).values(next_at=until))
 
 
-def settle(session: Session, subject_id: str) -> None:
-    """No more need to ring."""
-    session.execute(delete(OutboxMessage).where(OutboxMessage.subject_id == subject_id))
+def settle(session: Session, subject_id: str) -> datetime | None:
+    """No more need to ring. Returns since when there was; None if there was none."""
+    settled = delete(OutboxMessage).where(OutboxMessage.subject_id == subject_id).returning(OutboxMessage.created_at)
+    return session.scalar(settled)

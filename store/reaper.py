@@ -9,7 +9,7 @@ from datetime import datetime
 import structlog
 from sqlalchemy import Engine, delete, select
 
-from store import leases
+from store import dry_runs, leases, workers
 from store.columns import now_utc
 from store.database import reading, transaction
 from store.records import TERMINAL, Artifact, Job
@@ -55,9 +55,16 @@ class Reaper:
 
 
 def reap(engine: Engine, now: datetime | None = None) -> list[str]:
-    """Give up attempts that fell silent, and return their jobs' ids; forget the checkpoints of jobs that are over."""
+    """Give up attempts that fell silent, and return their jobs' ids; forget the checkpoints of jobs that are over, and
+    dry runs that nobody asks about and workers that have been silent for long."""
     with transaction(engine) as session:
         reaped = leases.reap(session, now)
+    dry_runs.forget(engine, now)
+    with reading(engine) as session:
+        any_forgotten = workers.any_forgotten(session, now)
+    if any_forgotten:
+        with transaction(engine) as session:
+            workers.forget(session, now)
     over = select(Job.id).where(Job.state.in_(TERMINAL))
     left = Artifact.kind == "checkpoint", Artifact.job_id.in_(over)
     with reading(engine) as session:

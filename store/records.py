@@ -30,7 +30,8 @@ JobState = Literal["queued", "running", "cancelling", "succeeded", "failed", "ca
 UploadState = Literal["checking", "ready", "refused"]
 TerminalState = Literal["succeeded", "failed", "cancelled"]
 Outcome = Literal["succeeded", "failed", "cancelled", "lost", "released"]
-Topic = Literal["run", "inspect_model", "inspect_dataset", "fetch_dataset"]
+DryRunState = Literal["queued", "running", "done", "refused"]
+Topic = Literal["run", "inspect_model", "inspect_dataset", "fetch_dataset", "dry_run"]
 
 # THE transition table. `running -> queued`: the attempt was lost or given back; the next one resumes.
 # `cancelling -> succeeded | failed`: the attempt was over before the cancellation reached it.
@@ -51,6 +52,11 @@ def _one_of(column: str, literal: Any) -> str:
     return f"{column} IN ({values})"
 
 
+def _weights_id(recipe: Mapping[str, Any]) -> str | None:
+    found = recipe.get("weights")
+    return found if isinstance(found, str) and found.startswith("mdl_") else None
+
+
 class Record(MappedAsDataclass, DeclarativeBase, kw_only=True):
     """The base of all tables. Constraints have names, so that migrations can speak of them."""
 
@@ -67,9 +73,13 @@ class Record(MappedAsDataclass, DeclarativeBase, kw_only=True):
 
 
 class ApiKey(Record, kw_only=True):
-    """A key is shown once; only its SHA-256 is kept."""
+    """A key is shown once; only its SHA-256 is kept. `created_by`: the id of the key that made it, None: the server.
+
+    `last_used_at` is written now and then, not with every request.
+    """
 
     __tablename__ = "api_keys"
+    __table_args__ = (Index("ix_api_keys_owner_id", "owner", "id"),)
 
     id: Mapped[str] = mapped_column(String(40), primary_key=True)
     owner: Mapped[str] = mapped_column(String(200))
@@ -79,6 +89,8 @@ class ApiKey(Record, kw_only=True):
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
     expires_at: Mapped[datetime | None] = mapped_column(UtcDateTime, default=None)
     revoked_at: Mapped[datetime | None] = mapped_column(UtcDateTime, default=None)
+    created_by: Mapped[str | None] = mapped_column(String(40), default=None)
+    last_used_at: Mapped[datetime | None] = mapped_column(UtcDateTime, default=None)
 
 
 class Upload(Record, kw_only=True):
@@ -160,6 +172,7 @@ class Job(Record, kw_only=True):
     run_seconds_limit: Mapped[int] = mapped_column(Integer)
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
     recipe_name: Mapped[str | None] = mapped_column(String(200), default=None)
+    cloned_from: Mapped[str | None] = mapped_column(String(40), default=None)  # id of the job that it was made from
 
     state: Mapped[JobState] = mapped_column(String(16), default="queued")
     stage: Mapped[str | None] = mapped_column(String(32), default=None)
@@ -179,8 +192,7 @@ class Job(Record, kw_only=True):
     @property
     def weights_id(self) -> str | None:
         """Of the model whose weights the recipe begins with, where it names one."""
-        found = self.recipe.get("weights")
-        return found if isinstance(found, str) and found.startswith("mdl_") else None
+        return _weights_id(self.recipe)
 
     @validates("state")
     def _legal(self, _key: str, new: JobState) -> JobState:
@@ -248,6 +260,39 @@ class Artifact(Record, kw_only=True):
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
 
 
+class DryRun(Record, kw_only=True):
+    """A job that is only asked about. The row is gone soon after its answer, or after the last time that somebody
+    asked: `wanted_until` is pushed on by whoever waits for it. `token` and `expires_at` are the lease of the worker
+    that is at it, `claims` how many there were. `elsewhere`: the job would run on a GPU, and dry runs do not."""
+
+    __tablename__ = "dry_runs"
+    __table_args__ = (
+        CheckConstraint(_one_of("state", DryRunState), name="state"),
+        Index("ix_dry_runs_wanted_until", "wanted_until"),
+    )
+
+    id: Mapped[str] = mapped_column(String(40), primary_key=True)
+    owner: Mapped[str] = mapped_column(String(200))
+    model_id: Mapped[str] = mapped_column(String(40))
+    dataset_ids: Mapped[list[str]] = mapped_column(Json)
+    recipe: Mapped[dict[str, Any]] = mapped_column(Json)
+    requirements: Mapped[dict[str, Any]] = mapped_column(Json)
+    elsewhere: Mapped[bool]
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    wanted_until: Mapped[datetime] = mapped_column(UtcDateTime)
+    state: Mapped[DryRunState] = mapped_column(String(16), default="queued")
+    result: Mapped[dict[str, Any] | None] = mapped_column(Json, default=None)
+    refusal: Mapped[dict[str, Any] | None] = mapped_column(Json, default=None)
+    token: Mapped[str | None] = mapped_column(String(64), default=None)
+    expires_at: Mapped[datetime | None] = mapped_column(UtcDateTime, default=None)
+    claims: Mapped[int] = mapped_column(Integer, default=0)
+
+    @property
+    def weights_id(self) -> str | None:
+        """As a job's."""
+        return _weights_id(self.recipe)
+
+
 class OutboxMessage(Record, kw_only=True):
     """A doorbell to ring: published after commit, and again until somebody answers the door."""
 
@@ -263,19 +308,55 @@ class OutboxMessage(Record, kw_only=True):
     rings: Mapped[int] = mapped_column(Integer, default=0)
 
 
+class Worker(Record, kw_only=True):
+    """A worker process that is there, or was until lately. It beats; after `expires_at` it counts as silent.
+
+    `device` is None for one that runs no jobs (it checks uploads, or fetches datasets).
+    """
+
+    __tablename__ = "workers"
+
+    id: Mapped[str] = mapped_column(String(40), primary_key=True)
+    name: Mapped[str] = mapped_column(String(200))
+    host: Mapped[str] = mapped_column(String(200))
+    queues: Mapped[list[str]] = mapped_column(Json)
+    device: Mapped[str | None] = mapped_column(String(64))
+    version: Mapped[str | None] = mapped_column(String(64))
+    started_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    seen_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    expires_at: Mapped[datetime] = mapped_column(UtcDateTime, index=True)
+    subject_id: Mapped[str | None] = mapped_column(String(40), default=None)  # of the job or upload it works on
+
+
 class IdempotencyKey(Record, kw_only=True):
-    """The answer that a request with an `Idempotency-Key` got, to be given again."""
+    """The answer that a request with an `Idempotency-Key` got, to be given again.
+
+    Before there is one (`status` is None), the right to give it, until `expires_at`: `store.idempotency`.
+    """
 
     __tablename__ = "idempotency_keys"
 
     owner: Mapped[str] = mapped_column(String(200), primary_key=True)
     route: Mapped[str] = mapped_column(String(100), primary_key=True)
     key: Mapped[str] = mapped_column(String(255), primary_key=True)
-    request_sha256: Mapped[str] = mapped_column(String(64))
-    status: Mapped[int] = mapped_column(Integer)
-    headers: Mapped[dict[str, str]] = mapped_column(Json)
-    body: Mapped[dict[str, Any]] = mapped_column(Json)
     created_at: Mapped[datetime] = mapped_column(UtcDateTime, index=True)
+    token: Mapped[str | None] = mapped_column(String(32), default=None)
+    expires_at: Mapped[datetime | None] = mapped_column(UtcDateTime, default=None)
+    request_sha256: Mapped[str | None] = mapped_column(String(64), default=None)  # None: its body is still coming in
+    status: Mapped[int | None] = mapped_column(Integer, default=None)
+    headers: Mapped[dict[str, str] | None] = mapped_column(Json, default=None)
+    body: Mapped[str | None] = mapped_column(Text, default=None)  # text: JSON columns may change it
+
+
+class Counter(Record, kw_only=True):
+    """How often something happened, or how much of it; only ever grows (`store.counters`). The sum of its stripes."""
+
+    __tablename__ = "counters"
+
+    name: Mapped[str] = mapped_column(String(64), primary_key=True)
+    labels: Mapped[str] = mapped_column(String(255), primary_key=True)  # JSON, its keys in order
+    stripe: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
+    value: Mapped[float]
 
 
 def move(job: Job, new: JobState, now: datetime) -> None:

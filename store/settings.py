@@ -7,8 +7,10 @@ settings alone.
 from __future__ import annotations
 
 import re
+import ssl
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import unquote, urlsplit
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -16,6 +18,8 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 _DEVICE = re.compile(r"cpu|cuda:(0|[1-9][0-9]{0,2})", re.ASCII)
 HOST = re.compile(r"(?:[a-z0-9](?:[a-z0-9.-]{0,251}[a-z0-9])?|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?", re.ASCII)
 BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]", re.ASCII)
+QUEUE_PREFIX = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}", re.ASCII)
+BROKERS = ("filesystem", "redis", "rediss", "amqp", "amqps")
 GIB = 2**30
 
 
@@ -42,11 +46,24 @@ class Settings(BaseSettings):
     )
     database_pool_size: int = Field(10, ge=1, le=1_000, description="connections that one process keeps open at most")
     broker_url: str = Field(
-        "filesystem://", description="Celery broker: filesystem:// (under the data folder), redis://, amqp://"
+        "filesystem://",
+        description="broker: filesystem:// (queue/ in the data folder), filesystem:///folder (one that workers with "
+        "separate data folders share), redis:// or rediss:// (Redis 6.2 and up; the number of the database is the "
+        "path), amqp:// or amqps:// (RabbitMQ)",
+    )
+    broker_ca_file: Path | None = Field(
+        None,
+        description="PEM file of the authorities that the broker's certificate (rediss://, amqps://) is trusted by; "
+        "unset = the system's",
+    )
+    queue_prefix: str = Field(
+        "billhook",
+        description="what the names of the queues begin with; installations that share a broker need different ones",
     )
     storage_url: str = Field(
         default_factory=lambda data: f"file://{data['data_dir']}/artifacts",
-        description="artifacts: file:///folder, s3://bucket/prefix (credentials from the usual AWS_ variables)",
+        description="artifacts: file:///folder, s3://bucket/prefix (credentials and endpoint from the usual AWS_ "
+        "variables; docs/storage.md)",
     )
     recipes_dir: Path = Field(
         default_factory=_default_recipes_dir, description="folder of the ready-made recipes, one YAML file each"
@@ -66,8 +83,16 @@ class Settings(BaseSettings):
         "that is not there by then",
     )
     long_poll_seconds: float = Field(60, ge=0, le=600, description="the longest ?wait= that is honoured")
-    long_poll_interval_seconds: float = Field(
-        0.2, gt=0, le=10, description="how soon a waiting request looks again; up to thrice that when it waits long"
+    key_seconds: float = Field(
+        5, ge=0, le=60,
+        description="how long a key that was good is not asked about again: one that was revoked elsewhere opens "
+        "nothing after that, and its streams end",
+    )  # fmt: skip
+    watch_seconds: float = Field(
+        0.2, gt=0, le=10, description="how often the database is looked at for all requests that wait and all streams"
+    )
+    keep_alive_seconds: float = Field(
+        15, gt=0, le=15, description="a stream of events that has nothing to say for so long says that it is there"
     )
 
     # where datasets may be fetched from; nothing is, as long as these are empty
@@ -108,6 +133,9 @@ class Settings(BaseSettings):
     inspect_seconds_limit: int = Field(
         1_800, ge=1, description="longest check of a model or dataset; images that are streamed are decoded in it"
     )
+    dry_run_seconds_limit: int = Field(
+        300, ge=1, description="longest dry run of a job (`POST /v1/jobs?dry_run=true`), which trains nothing"
+    )
     memory_limit_bytes: int = Field(16 * GIB, ge=2**28, description="resident memory of a child and its descendants")
     dataset_memory_bytes: int | None = Field(
         None,
@@ -123,14 +151,35 @@ class Settings(BaseSettings):
     # the key that the command line uses; the embedded server makes one in the data folder
     api_key: SecretStr | None = Field(
         None,
-        description="the key that `billhook-server` registers instead of making one; the one before it is revoked. "
-        "Servers on one database need the same",
+        description="the key that `billhook-server` registers instead of making one, owner local, all scopes; the one "
+        "before it is revoked. Servers on one database need the same",
     )
 
     @field_validator("data_dir", "recipes_dir", mode="after")
     @classmethod
     def _absolute(cls, value: Path) -> Path:
         return value.expanduser().absolute()
+
+    @field_validator("broker_url", mode="after")
+    @classmethod
+    def _known_broker(cls, value: str) -> str:
+        parts = urlsplit(value)  # the message names no part of the URL: it may hold a password
+        if parts.scheme not in BROKERS or not value.startswith(f"{parts.scheme}://"):
+            raise ValueError(f"begins with one of {', '.join(f'{scheme}://' for scheme in BROKERS)}")
+        if "ssl_" in parts.query:  # drivers differ in what they make of it, down to no check at all
+            raise ValueError("says nothing of TLS but its scheme; a private authority is BILLHOOK_BROKER_CA_FILE")
+        if parts.scheme == "filesystem":
+            folder = Path(unquote(parts.path))
+            if parts.netloc or parts.query or parts.fragment or ".." in folder.parts or parts.path == "/":
+                raise ValueError("is filesystem:// or names a folder by its absolute path: filesystem:///srv/queue")
+        return value
+
+    @field_validator("queue_prefix", mode="after")
+    @classmethod
+    def _plain_prefix(cls, value: str) -> str:
+        if not QUEUE_PREFIX.fullmatch(value):
+            raise ValueError("is 1 to 64 letters, digits, dots, hyphens and underscores, not beginning with a dot")
+        return value
 
     @field_validator("dataset_roots", mode="after")
     @classmethod
@@ -181,3 +230,24 @@ class Settings(BaseSettings):
     def uploads_dir(self) -> Path:
         """Where uploads lie until their hash is known. On the disk of the artifacts, in the embedded form."""
         return self.data_dir / "uploads"
+
+    @property
+    def queue_dir(self) -> Path | None:
+        """The folder of the queue; None where the broker is a server."""
+        parts = urlsplit(self.broker_url)
+        if parts.scheme != "filesystem":
+            return None
+        return Path(unquote(parts.path)) if parts.path else self.data_dir / "queue"
+
+    @property
+    def broker_tls(self) -> dict[str, Any] | None:
+        """How kombu is to check the broker's certificate, and the name in it; None without TLS. By itself it would take
+        any for `rediss://`."""
+        parts = urlsplit(self.broker_url)
+        authorities = self.broker_ca_file and str(self.broker_ca_file)
+        match parts.scheme:
+            case "rediss":
+                return {"ssl_cert_reqs": "required", "ssl_check_hostname": True, "ssl_ca_certs": authorities}
+            case "amqps":
+                return {"cert_reqs": ssl.CERT_REQUIRED, "ca_certs": authorities, "server_hostname": parts.hostname}
+        return None

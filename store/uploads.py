@@ -13,7 +13,7 @@ from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from store import outbox
+from store import counters, outbox
 from store.columns import now_utc, storable, storable_text, to_json
 from store.errors import InUse, LeaseLost, NotFound
 from store.ids import new_id
@@ -247,7 +247,9 @@ def release_check(
     now = now or now_utc()
     subject = _checked(session, check)
     subject.check_token = subject.check_expires_at = None
-    if not died:
+    if died:
+        counters.count(session, "checks_died", kind=check.kind)
+    else:
         subject.check_count -= 1
     _ring(session, subject, now, delay)
 
@@ -281,6 +283,7 @@ def _close(
     subject.checked_at = now
     subject.check_token = subject.check_expires_at = None
     outbox.settle(session, subject.id)
+    counters.count(session, "uploads_checked", kind="model" if isinstance(subject, Model) else "dataset", state=state)
 
 
 def _checked(session: Session, check: Check) -> Model | Dataset:

@@ -8,8 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.s3_server import S3, serving
+
 TESTS = Path(__file__).parent
-LONG = ("zoo/test_subset.py", "core/graph/test_architectures.py")
+LONG = (
+    "zoo/test_subset.py", "e2e/test_backends.py", "core/graph/test_architectures.py", "api/test_contract.py",
+)  # fmt: skip
 """They begin first, so that no process is left alone with one of them at the end."""
 
 
@@ -30,3 +34,18 @@ def share_of_the_cores() -> Iterator[None]:
         torch.set_num_threads(before)
     else:
         yield
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[S3]:
+    with serving() as server:
+        yield server
+
+
+@pytest.fixture
+def s3(s3_server: S3, monkeypatch: pytest.MonkeyPatch) -> S3:
+    """A real S3 server with an empty bucket, and the AWS_ variables that lead there."""
+    s3_server.reset()
+    for name, value in s3_server.variables().items():
+        monkeypatch.setenv(name, value)
+    return s3_server

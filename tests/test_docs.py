@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from api import errors
 from core import recipe, training_settings
 from core.graph.onnx_constants import FOLDERS
 from core.graph.operators import READERS
@@ -50,3 +51,8 @@ def test_every_operator_is_documented() -> None:
 def test_every_method_has_a_page() -> None:
     for method in recipe.METHODS:
         assert (ROOT / "docs" / "methods" / f"{method}.md").exists()
+
+
+def test_every_code_of_an_error_is_documented() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| (\d+) \|", (ROOT / "docs" / "http.md").read_text(), re.MULTILINE)
+    assert {code: int(status) for code, status in rows} == errors.STATUSES

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pydantic import ValidationError
 
 from store.settings import Settings
-from worker.context import make_context
-from worker.logs import configure_logs
+from worker.context import default_name, make_context
+from worker.logs import configure_worker_logs
 from worker.service import serve
 
 
@@ -36,8 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             name = "_".join(str(part) for part in fault["loc"]).upper()
             print(f"BILLHOOK_{name}: {fault['msg']}", file=sys.stderr)  # noqa: T201
         return 2
-    configure_logs(settings.log_level)
-    return serve(make_context(settings, name=options.name, gpu=options.gpu), queues_for(options.queue, options.gpu))
+    name = options.name or default_name()
+    configure_worker_logs(settings.log_level, name)
+    return serve(make_context(settings, name=name, gpu=options.gpu), queues_for(options.queue, options.gpu))
 
 
 def queues_for(queue: str, gpu: int | None) -> list[str]:

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from core.dry_run_report import DryRunReport
 from core.errors import BillhookError, Fault
 from core.events import STAGES
 from core.graph_report import GraphTotals, NetworkGraph
@@ -102,6 +103,14 @@ def checked_summary(kind: Literal["model", "dataset"], body: Mapping[str, Any]) 
     except ValidationError as error:
         raise OutputRefused(f"what was found in the {kind} is not a summary", faults=_faults(error, "")) from error
     return body
+
+
+def checked_dry_run(body: Mapping[str, Any]) -> dict[str, Any]:
+    """What a child found of a job that is only asked about. Raises `OutputRefused` if it is no such report."""
+    try:
+        return DryRunReport.model_validate(body).model_dump(mode="json")
+    except ValidationError as error:
+        raise OutputRefused("what the dry run found is not a report of one", faults=_faults(error, "")) from None
 
 
 def checked_graph(files: Mapping[str, Path]) -> Path:
@@ -197,7 +206,7 @@ def _text(value: Any, length: int) -> str | None:
     return value[:length] if isinstance(value, str) else None
 
 
-def unexpected(error: Exception, work: Literal["job", "check"] = "job") -> dict[str, Any]:
+def unexpected(error: Exception, work: Literal["job", "check", "dry run"] = "job") -> dict[str, Any]:
     """The error of a job or check that met a defect of ours: what it was, and nothing of what it says."""
     message = f"an unexpected {type(error).__name__} in the worker ended the {work}; its log has the details"
     return {"code": "internal_error", "message": message, "faults": []}

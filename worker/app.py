@@ -3,12 +3,18 @@
 `acks_late` with a prefetch of one: a busy worker holds no message but the one it works on, so the others go to workers
 that are free. A message that comes back (a worker died, or was silent for longer than the broker likes) finds its job
 claimed or over, and is dropped. Redelivery is therefore never needed, and `task_reject_on_worker_lost` is off.
+
+What a broker loses is rung for again, and what it keeps for too long is thrown away: a job that waits for days is rung
+for every half minute, and none of the brokers may fill up by that (`worker.folder_transport`, `worker.redis_transport`,
+the messages' time to live in RabbitMQ).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from celery import Celery
 from kombu.entity import Queue
@@ -22,24 +28,34 @@ TASKS: Mapping[Topic, str] = {
     "inspect_model": "billhook.inspect_model",
     "inspect_dataset": "billhook.inspect_dataset",
     "fetch_dataset": "billhook.fetch_dataset",
+    "dry_run": "billhook.dry_run",
 }
+Ring = Callable[[Topic, str, str], None]
 EXPIRES_SECONDS = 300  # a message nobody took: by then the bell was rung again several times
+ANSWER_SECONDS = 20  # what a broker has to take a message, or to say anything at all
 # RabbitMQ (3.12 and up, by queue) takes a message back that is not acknowledged within half an hour, and closes the
 # channel; a job may run for days
 CONSUMER_TIMEOUT_MS = 30 * 24 * 3_600 * 1_000
+# Redis gives a message that is not acknowledged for so long to another worker, which finds the job taken
+VISIBILITY_SECONDS = 3_600
 
 
 def make_app(settings: Settings) -> Celery:
     """The app for these settings. Knows no tasks yet (`worker.tasks.add_tasks`); the relay needs none."""
-    in_folder = settings.broker_url.startswith("filesystem")
+    folder = settings.queue_dir
     app = Celery(  # type: ignore[no-untyped-call]
-        "billhook", broker="filesystem://localhost//" if in_folder else settings.broker_url, set_as_current=False
+        "billhook", broker="filesystem://localhost//" if folder else settings.broker_url, set_as_current=False
     )
-    if in_folder:
-        app.conf.update(
-            broker_transport="worker.folder_transport:Transport", broker_transport_options=_folder_options(settings)
-        )
+    if folder is not None:
+        transport, options = "worker.folder_transport:Transport", _folder_options(folder)
+    elif urlsplit(settings.broker_url).scheme in ("redis", "rediss"):
+        transport, options = "worker.redis_transport:Transport", _redis_options(settings.queue_prefix)
+    else:
+        transport, options = None, _amqp_options()
     app.conf.update(
+        broker_transport=transport,
+        broker_transport_options=options,
+        broker_use_ssl=settings.broker_tls,
         accept_content=["json"],
         task_serializer="json",
         result_backend=None,
@@ -52,6 +68,7 @@ def make_app(settings: Settings) -> Celery:
         worker_enable_remote_control=False,
         worker_hijack_root_logger=False,
         worker_redirect_stdouts=False,
+        broker_connection_retry=True,
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
         broker_channel_error_retry=True,
@@ -61,8 +78,7 @@ def make_app(settings: Settings) -> Celery:
     return app
 
 
-def _folder_options(settings: Settings) -> dict[str, Any]:
-    folder = settings.data_dir / "queue"
+def _folder_options(folder: Path) -> dict[str, Any]:
     for name in ("messages", "control"):
         (folder / name).mkdir(parents=True, exist_ok=True, mode=0o700)
     return {
@@ -74,19 +90,59 @@ def _folder_options(settings: Settings) -> dict[str, Any]:
     }
 
 
+def _redis_options(prefix: str) -> dict[str, Any]:
+    return {
+        # without these, a publication waits for ever for a server that went away without a word
+        "socket_timeout": ANSWER_SECONDS,
+        "socket_connect_timeout": 5,
+        "socket_keepalive": True,
+        "visibility_timeout": VISIBILITY_SECONDS,
+        # messages that were taken and not acknowledged: each installation looks after its own
+        "unacked_key": f"{prefix}.unacked",
+        "unacked_index_key": f"{prefix}.unacked_index",
+        "unacked_mutex_key": f"{prefix}.unacked_mutex",
+    }
+
+
+def _amqp_options() -> dict[str, Any]:
+    return {"confirm_publish": True}  # or a message that the server refuses is lost without a word
+
+
 def queue_named(settings: Settings, name: str) -> Queue:
-    """The queue `name`, declared alike by whoever sends and whoever receives."""
+    """The queue `name`, declared alike by whoever sends and whoever receives. Durable, with the settings' prefix."""
     arguments = {"x-consumer-timeout": CONSUMER_TIMEOUT_MS} if settings.broker_url.startswith("amqp") else None
-    return Queue(name, routing_key=name, queue_arguments=arguments)  # type: ignore[no-untyped-call]
+    full = f"{settings.queue_prefix}.{name}"
+    return Queue(full, routing_key=full, queue_arguments=arguments)  # type: ignore[no-untyped-call]
 
 
-def ringer(app: Celery, settings: Settings) -> Callable[[Topic, str, str], None]:
-    """A function that publishes (topic, id, queue). Raises kombu's `OperationalError` if the broker is away."""
+class Ringer:
+    """Publishes (topic, id, queue), on a connection of its own. For one thread.
 
-    def ring(topic: Topic, subject_id: str, queue: str) -> None:
-        app.send_task(  # type: ignore[no-untyped-call]
-            TASKS[topic], args=[subject_id], queue=queue_named(settings, queue), expires=EXPIRES_SECONDS,
-            ignore_result=True, retry=False, headers={DOORBELL: f"{subject_id}-{topic}"},
-        )  # fmt: skip
+    Raises kombu's `OperationalError` if the broker is away or does not take the message within `ANSWER_SECONDS`.
+    """
 
-    return ring
+    def __init__(self, app: Celery, settings: Settings) -> None:
+        self._app = app
+        self._settings = settings
+        self._connection: Any = None
+
+    def __call__(self, topic: Topic, subject_id: str, queue: str) -> None:
+        try:
+            if self._connection is None:
+                self._connection = self._app.connection_for_write()  # type: ignore[no-untyped-call]
+            with self._connection._reraise_as_library_errors():
+                self._app.send_task(  # type: ignore[no-untyped-call]
+                    TASKS[topic], args=[subject_id], queue=queue_named(self._settings, queue), expires=EXPIRES_SECONDS,
+                    expiration=EXPIRES_SECONDS, ignore_result=True, retry=False,
+                    headers={DOORBELL: f"{subject_id}-{topic}"}, timeout=ANSWER_SECONDS, confirm_timeout=ANSWER_SECONDS,
+                    producer=self._app.amqp.Producer(self._connection, auto_declare=False),
+                )  # fmt: skip
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Without a word to the broker, which may not answer any more."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.collect(socket_timeout=1)

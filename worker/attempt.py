@@ -17,6 +17,7 @@ import structlog
 from sqlalchemy import delete, select
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
+from structlog.contextvars import bound_contextvars
 
 from core.errors import BillhookError
 from core.job import DatasetInput, JobInputs, ModelInput
@@ -26,13 +27,14 @@ from store import jobs, leases
 from store.database import reading, transaction
 from store.errors import LeaseLost, StorageUnavailable
 from store.leases import Lease
-from store.records import Artifact, Dataset, Job, Model, TerminalState
+from store.records import Artifact, Dataset, DryRun, Job, Model, TerminalState
 from worker.answers import checked_report, error_body, last_stage, short_results, split_progress, unexpected
 from worker.context import Context
 from worker.environment import environment
 from worker.guard import Order
 from worker.heart import Heart, Held
 from worker.lines import EventLine
+from worker.meter import Meter
 from worker.supervisor import Ended, supervise
 from worker.workdir import CHECKPOINT_NAME, held_checkpoint, held_output, held_outputs, work_directory
 
@@ -46,10 +48,16 @@ log = structlog.get_logger("billhook.worker")
 
 def run_job(context: Context, job_id: str) -> None:
     """Do the job, if it is to be had: a message may come late, twice, or for a job that is gone."""
+    with bound_contextvars(job=job_id):
+        _claim_and_run(context, job_id)
+
+
+def _claim_and_run(context: Context, job_id: str) -> None:
     with reading(context.engine) as session:
         found = session.execute(select(Job.state, Job.device).where(Job.id == job_id)).one_or_none()
+        request_id = jobs.request_id_of(session, job_id)
     if found is None or found.state != "queued":
-        log.info("nothing to do", job=job_id, state="gone" if found is None else found.state)
+        log.info("nothing to do", state="gone" if found is None else found.state)
         return
     try:
         device, gpu = context.device_for(found.device)
@@ -62,21 +70,25 @@ def run_job(context: Context, job_id: str) -> None:
             lease_seconds=context.settings.lease_seconds,
         )  # fmt: skip
     if lease is None:
-        log.info("nothing to do", job=job_id, state="claimed by another worker")
+        log.info("nothing to do", state="claimed by another worker")
         return
-    bound = log.bind(job=job_id, attempt=lease.number)
-    bound.info("claimed", device=device)
-    with heart_of(context, lease) as heart:
-        attempt = RunningAttempt(context, lease, heart, gpu)
+    asked = {} if request_id is None else {"request_id": request_id}
+    with (
+        bound_contextvars(attempt=lease.number, **asked),
+        heart_of(context, lease) as heart,
+        context.presence.at_work(job_id),
+    ):
+        log.info("claimed", device=device)
+        attempt = RunningAttempt(context, lease, heart, gpu, Meter(device))
         try:
             if misdirected is not None:
                 attempt.fail(misdirected.as_dict())
             else:
                 attempt.run()
         except LeaseLost:
-            bound.warning("lease lost; nothing more is written")
+            log.warning("lease lost; nothing more is written")
         else:
-            bound.info("attempt over")
+            log.info("attempt over")
 
 
 def heart_of(context: Context, lease: Lease) -> Heart:
@@ -102,11 +114,12 @@ def heart_of(context: Context, lease: Lease) -> Heart:
 class RunningAttempt:
     """An attempt that is under way."""
 
-    def __init__(self, context: Context, lease: Lease, heart: Heart, gpu: int | None) -> None:
+    def __init__(self, context: Context, lease: Lease, heart: Heart, gpu: int | None, meter: Meter) -> None:
         self._context = context
         self._lease = lease
         self._heart = heart
         self._gpu = gpu
+        self._meter = meter
         self._stage: str | None = None
         self._eta_seconds: float | None = None
         self._workdir = Path()
@@ -124,15 +137,14 @@ class RunningAttempt:
         except LeaseLost:
             raise
         except (StorageUnavailable, OSError) as error:  # the storage is away, or the disk full: the job is not to blame
-            log.warning("the job cannot be done now; it is given back", job=self._lease.job_id, error=str(error))
+            log.warning("the job cannot be done now; it is given back", error=str(error))
             self._release("storage or disk unavailable", self._context.away_seconds)
         except BillhookError as error:  # an input that is gone or damaged, or something unfit in state/ or out/
             self.fail(error.as_dict())
         except OperationalError as error:  # nothing can be written, nor said: the lease runs out
-            log.warning("the database is away; the attempt is given up", job=self._lease.job_id,
-                        error=type(error).__name__)  # fmt: skip
+            log.warning("the database is away; the attempt is given up", error=type(error).__name__)
         except Exception as error:  # a defect of ours: better a failed job than one that runs for ever
-            log.exception("attempt failed", job=self._lease.job_id, attempt=self._lease.number)
+            log.exception("attempt failed")
             self.fail(unexpected(error))
 
     def fail(self, error: Mapping[str, Any], events: Sequence[EventLine] = (), output_tail: str | None = None) -> None:
@@ -140,7 +152,11 @@ class RunningAttempt:
         self._finish("failed", error=error, events=events, output_tail=output_tail)
 
     def _release(self, reason: str, delay: float = 0.0) -> None:
-        self._write(lambda session: leases.release(session, self._lease, reason=reason, delay=delay))
+        def write(session: Session) -> None:
+            leases.release(session, self._lease, reason=reason, delay=delay)
+            self._meter.book(session, (), None)
+
+        self._write(write)
 
     def _order(self) -> Order | None:
         return self._heart.order()
@@ -151,24 +167,11 @@ class RunningAttempt:
         """Fetch the inputs and the latest checkpoint, hashes verified, and write `job.json`."""
         with reading(self._context.engine) as session:
             job = session.get_one(Job, self._lease.job_id)
-            model, datasets = jobs.inputs_of(session, job)
-            weights = jobs.weights_of(session, job)
             checkpoint = session.scalars(
                 select(Artifact).where(Artifact.job_id == job.id, Artifact.kind == "checkpoint")
             ).one_or_none()
             session.expunge_all()  # no transaction is held while files are fetched
-        uploaded = fetch_model(self._context, model, self._workdir)
-        fetched = tuple(fetch_dataset(self._context, dataset, self._workdir) for dataset in datasets)
-        inputs = JobInputs(
-            model=uploaded,
-            weights=None if weights is None else fetch_model(self._context, weights, self._workdir, "weights"),
-            datasets=fetched,
-            recipe=Recipe.model_validate(job.recipe),
-            requirements=Requirements.model_validate(job.requirements),
-            device="cpu" if self._gpu is None else "cuda:0",  # the one that its child sees
-            room=self._context.room(self._workdir),
-            threads=self._context.settings.threads,
-        )
+        inputs = fetch_inputs(self._context, job, self._workdir, self._gpu)
         if checkpoint is not None and CHECKPOINT_NAME.fullmatch(checkpoint.name):
             self._context.storage.get_file(checkpoint.sha256, self._workdir / checkpoint.name)
         (self._workdir / "job.json").write_text(inputs.model_dump_json(), encoding="utf-8")
@@ -194,18 +197,23 @@ class RunningAttempt:
         if not events:
             return
 
+        logged, progress = split_progress(events)
+        stage = last_stage(logged) if progress is None else progress["stage"]
+        moved = stage not in (None, self._stage)
+
         def write(session: Session) -> None:
-            logged, progress = split_progress(events)
             leases.append_events(session, self._lease, logged)
-            stage = last_stage(logged)
             if progress is not None:
                 leases.set_progress(session, self._lease, **progress)
-                self._stage, self._eta_seconds = progress["stage"], progress["eta_seconds"]
-            elif stage not in (None, self._stage):
+            elif moved:
                 leases.set_progress(session, self._lease, stage, eta_seconds=self._eta_seconds)
-                self._stage = stage
+            self._meter.book(session, logged, stage or self._stage)
 
         self._write(write)
+        self._stage = stage or self._stage
+        self._meter.enter(self._stage)
+        if progress is not None:
+            self._eta_seconds = progress["eta_seconds"]
 
     def _store_checkpoint(self, body: Mapping[str, Any]) -> None:
         """Store the file, then record it: the row never names what is not there. It replaces the one before."""
@@ -246,8 +254,8 @@ class RunningAttempt:
         rest = [event for event in ended.rest if event[0] not in ("checkpoint", "artifact", "progress")]
         if self._heart.lost or ended.verdict == "lost":
             raise LeaseLost("the lease was lost while the child ran")
-        log.info("child ended", job=self._lease.job_id, attempt=self._lease.number, verdict=ended.verdict,
-                 peak_memory_bytes=ended.peak_memory_bytes)  # fmt: skip
+        said = {} if ended.verdict == "result" else {"output_tail": ended.output_tail}
+        log.info("child ended", verdict=ended.verdict, peak_memory_bytes=ended.peak_memory_bytes, **said)
         if ended.verdict == "result":
             self._succeed(rest, ended.output_tail)
         elif ended.verdict == "error":
@@ -273,10 +281,13 @@ class RunningAttempt:
 
     def _died(self, error: Mapping[str, Any], rest: Sequence[EventLine], output_tail: str) -> None:
         """The attempt came to nothing, and as far as we know the job is not to blame: it is tried again."""
-        log.warning("attempt died", job=self._lease.job_id, attempt=self._lease.number, error=error["message"],
-                    output_tail=output_tail)  # fmt: skip
+        log.warning("attempt died", error=error["message"])
 
-        self._write(lambda session: leases.died(session, self._lease, error, events=rest, output_tail=output_tail))
+        def write(session: Session) -> None:
+            leases.died(session, self._lease, error, events=rest, output_tail=output_tail)
+            self._meter.book(session, rest, None)
+
+        self._write(write)
 
     def _finish(
         self, state: TerminalState, *, results: Mapping[str, Any] | None = None, error: Mapping[str, Any] | None = None,
@@ -291,6 +302,7 @@ class RunningAttempt:
             leases.finish(session, self._lease, state, results, error, events=events, output_tail=output_tail)
             mine = (Artifact.job_id == self._lease.job_id) & (Artifact.kind == "checkpoint")
             session.execute(delete(Artifact).where(mine))
+            self._meter.book(session, events, None)
 
         self._write(write)
 
@@ -317,13 +329,34 @@ class RunningAttempt:
             except (OperationalError, StorageUnavailable) as error:
                 if self._context.stopping.is_set() or time.monotonic() > until:
                     raise
-                log.warning("trying again", job=self._lease.job_id, error=type(error).__name__)
+                log.warning("trying again", error=type(error).__name__)
                 self._context.stopping.wait(RETRY_SECONDS)
 
 
 def media_type_of(name: str) -> str:
     """Of a file that a job left."""
     return MEDIA_TYPES.get(Path(name).suffix, "application/octet-stream")
+
+
+def fetch_inputs(context: Context, asked: Job | DryRun, workdir: Path, gpu: int | None) -> JobInputs:
+    """What the child of a job, or of a dry run, is given, its files in `workdir/inputs`.
+
+    Raises `NotFound` where one was deleted, `ArtifactMissing`, `ArtifactCorrupt`.
+    """
+    with reading(context.engine) as session:
+        model, datasets = jobs.inputs_of(session, asked)
+        weights = jobs.weights_of(session, asked)
+        session.expunge_all()
+    return JobInputs(
+        model=fetch_model(context, model, workdir),
+        weights=None if weights is None else fetch_model(context, weights, workdir, "weights"),
+        datasets=tuple(fetch_dataset(context, dataset, workdir) for dataset in datasets),
+        recipe=Recipe.model_validate(asked.recipe),
+        requirements=Requirements.model_validate(asked.requirements),
+        device="cpu" if gpu is None else "cuda:0",  # the one that its child sees
+        room=context.room(workdir),
+        threads=context.settings.threads,
+    )
 
 
 def fetch_model(context: Context, model: Model, workdir: Path, name: str = "model") -> ModelInput:

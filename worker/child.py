@@ -1,8 +1,8 @@
 """The child process: runs core on one job's files and says on a pipe what happens.
 
-`python -m worker.child run|inspect_model|inspect_dataset --workdir DIR --events-fd N …`, as `worker.supervisor` starts
-it. It reads `DIR/job.json`, writes only below DIR, and writes JSON lines to the pipe, {"name": …, "body": {…}}; the
-last one is `result` or `error`. Exit status 0 or 1.
+`python -m worker.child run|dry_run|inspect_model|inspect_dataset --workdir DIR --events-fd N …`, as
+`worker.supervisor` starts it. It reads `DIR/job.json`, writes only below DIR, and writes JSON lines to the pipe,
+{"name": …, "body": {…}}; the last one is `result` or `error`. Exit status 0 or 1.
 
 What the parent gives it is all it has: no database, broker or storage URL, no key, no open file but 0, 1, 2 and the
 pipe. It dies with its parent: Linux kills it then, and a broken pipe ends it in any case.
@@ -35,7 +35,7 @@ from typing import Any
 
 from core.errors import BillhookError
 from core.events import Emit, jsonable
-from core.job import DatasetCheck, JobInputs, ModelInput
+from core.job import DatasetCheck, DryRunInputs, JobInputs, ModelInput
 
 PR_SET_PDEATHSIG = 1
 Operation = Callable[[Path, Emit], Mapping[str, Any]]
@@ -47,6 +47,14 @@ def run(workdir: Path, emit: Emit) -> Mapping[str, Any]:
 
     pipeline.run(JobInputs.model_validate_json((workdir / "job.json").read_bytes()), workdir, emit)
     return {}
+
+
+def dry_run(workdir: Path, emit: Emit) -> Mapping[str, Any]:
+    """What the job would come to, a `core.dry_run_report.DryRunReport`. Raises what the job would be refused for."""
+    from core import dry_run
+
+    inputs = DryRunInputs.model_validate_json((workdir / "job.json").read_bytes())
+    return dry_run.dry_run(inputs.job, workdir, emit, timed=inputs.timed).model_dump(mode="json")
 
 
 def inspect_model(workdir: Path, emit: Emit) -> Mapping[str, Any]:
@@ -68,6 +76,7 @@ def inspect_dataset(workdir: Path, emit: Emit) -> Mapping[str, Any]:
 
 OPERATIONS: Mapping[str, Operation] = {
     "run": run,
+    "dry_run": dry_run,
     "inspect_model": inspect_model,
     "inspect_dataset": inspect_dataset,
 }

@@ -17,6 +17,7 @@ from store.artifacts import ArtifactStore
 from store.database import connect
 from store.settings import Settings
 from worker.guard import Limits
+from worker.presence import Presence
 from worker.supervisor import CHILD, Ended
 
 MEMORY_SHARE = 0.5
@@ -38,6 +39,7 @@ class Context:
     engine: Engine
     storage: ArtifactStore
     name: str
+    presence: Presence
     gpu: int | None = None
     command: Sequence[str] = CHILD
     stopping: threading.Event = field(default_factory=threading.Event)
@@ -63,6 +65,12 @@ class Context:
         limits = self.limits(self.settings.inspect_seconds_limit)
         return replace(limits, time_setting="BILLHOOK_INSPECT_SECONDS_LIMIT")
 
+    @property
+    def dry_run_limits(self) -> Limits:
+        """The settings' limits on a child that does a dry run."""
+        limits = self.limits(self.settings.dry_run_seconds_limit)
+        return replace(limits, time_setting="BILLHOOK_DRY_RUN_SECONDS_LIMIT")
+
     def limits(self, run_seconds: float) -> Limits:
         """The settings' limits on a child that runs a job."""
         return Limits(
@@ -82,6 +90,12 @@ class Context:
             disk_bytes=int(max(0, self.settings.disk_limit_bytes - inputs) * DISK_SHARE),
         )
 
+    def device_of(self, queues: Sequence[str]) -> str | None:
+        """What the jobs from these queues run on here; None where there are no jobs in them."""
+        if self.gpu is not None:
+            return f"cuda:{self.gpu}"
+        return "cpu" if "cpu" in queues else None
+
     def device_for(self, wanted: str) -> tuple[str, int | None]:
         """What a job that asks for `wanted` (auto, cpu, cuda:N) runs on here: its name, and the GPU its child sees.
 
@@ -95,15 +109,22 @@ class Context:
         return f"cuda:{self.gpu}", self.gpu
 
 
+def default_name() -> str:
+    """Of a worker that was given none: host and process."""
+    return f"{socket.gethostname()}:{os.getpid()}"
+
+
 def make_context(
     settings: Settings, *, name: str | None = None, gpu: int | None = None, command: Sequence[str] = CHILD
 ) -> Context:
     """A context with connections of its own. `name` defaults to host and process."""
+    engine = connect(settings.database_url, pool_size=settings.database_pool_size)
     return Context(
         settings=settings,
-        engine=connect(settings.database_url, pool_size=settings.database_pool_size),
+        engine=engine,
         storage=ArtifactStore(settings.storage_url),
-        name=name or f"{socket.gethostname()}:{os.getpid()}",
+        presence=Presence(engine, settings.lease_seconds),
+        name=name or default_name(),
         gpu=gpu,
         command=command,
     )

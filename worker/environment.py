@@ -22,12 +22,17 @@ def environment() -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "application": {"version": _version(APPLICATION), "commit": _commit()},
+        "application": {"version": application_version(), "commit": _commit()},
         "libraries": {name: found for name in LIBRARIES if (found := _version(name)) is not None},
         "cpu": _cpu_model(),
         "cores": len(os.sched_getaffinity(0)),
         "memory_bytes": psutil.virtual_memory().total,
     }
+
+
+def application_version() -> str | None:
+    """None where it is not installed but runs from a folder."""
+    return _version(APPLICATION)
 
 
 def _version(name: str) -> str | None:

@@ -21,6 +21,7 @@ import psutil
 import structlog
 
 from core.errors import BillhookError
+from store.logs import ContextThread
 
 TICK_SECONDS = 0.5
 DISK_SECONDS = 2.0
@@ -69,7 +70,7 @@ class Limits:
         return int(self.run_seconds * (os.cpu_count() or 1)) + 60
 
 
-class Guard(threading.Thread):
+class Guard(ContextThread):
     """Ends the process group `group` (its leader is the child) when `order()` says so or a limit is reached.
 
     The caller must call `close` before it reaps the leader, so that the group's number cannot have been given to
@@ -77,7 +78,7 @@ class Guard(threading.Thread):
     """
 
     def __init__(self, group: int, workdir: Path, limits: Limits, order: Callable[[], Order | None]) -> None:
-        super().__init__(name=f"guard-{group}", daemon=True)
+        super().__init__(name=f"guard-{group}")
         self.cause: Cause | None = None
         self.reached: LimitReached | None = None
         self.peak_memory_bytes = 0
@@ -115,7 +116,7 @@ class Guard(threading.Thread):
             self.join()
         self._signal(signal.SIGKILL)
 
-    def run(self) -> None:
+    def work(self) -> None:
         failed = False
         while not self._closed.wait(TICK_SECONDS):
             try:

@@ -12,6 +12,7 @@ import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
 from store.errors import NotFound
+from store.logs import ContextThread
 from worker.guard import Order
 
 Held = Literal["held", "cancelling", "lost"]
@@ -20,7 +21,7 @@ LOOK_SECONDS = 1.0  # a cancellation is noticed within this
 log = structlog.get_logger("billhook.worker")
 
 
-class Heart(threading.Thread):
+class Heart(ContextThread):
     """Calls `beat` every `interval` seconds, and `look` (which only reads) every second between.
 
     The lease counts as lost when either says so, when `lose` is called, or when no beat has come through for
@@ -36,7 +37,7 @@ class Heart(threading.Thread):
         lease_seconds: float,
         stopping: threading.Event,
     ) -> None:
-        super().__init__(name="heartbeat", daemon=True)
+        super().__init__(name="heartbeat")
         self._beat = beat
         self._look = look
         self._interval = interval
@@ -71,7 +72,7 @@ class Heart(threading.Thread):
             return "cancelled"
         return "stopped" if self._stopping.is_set() else None
 
-    def run(self) -> None:
+    def work(self) -> None:
         beat_at = time.monotonic() + self._interval
         while not self._closed.wait(min(self._interval, LOOK_SECONDS)) and not self.lost:
             now = time.monotonic()

@@ -9,6 +9,7 @@ from pathlib import Path
 import structlog
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
+from structlog.contextvars import bound_contextvars
 
 from core.job import DatasetCheck, ModelInput
 from store import uploads
@@ -42,13 +43,18 @@ def fetch_source(context: Context, subject_id: str) -> None:
 
 
 def _do(context: Context, subject_id: str, work: Work, *, fetching: bool) -> None:
+    with bound_contextvars(subject=subject_id):
+        _claim_and_do(context, subject_id, work, fetching=fetching)
+
+
+def _claim_and_do(context: Context, subject_id: str, work: Work, *, fetching: bool) -> None:
     with transaction(context.engine) as session:
         check = uploads.claim_check(session, subject_id, seconds=context.settings.lease_seconds, fetching=fetching)
     if check is None:
-        log.info("nothing to do", subject=subject_id)
+        log.info("nothing to do")
         return
     try:
-        with heart_of(context, check) as heart:
+        with heart_of(context, check) as heart, context.presence.at_work(subject_id):
             try:
                 work(context, check, heart)
             except (ArtifactMissing, ArtifactCorrupt, OutputRefused, SourceError) as error:
@@ -60,19 +66,19 @@ def _do(context: Context, subject_id: str, work: Work, *, fetching: bool) -> Non
                 with transaction(context.engine) as session:
                     uploads.release_check(session, check)
             except (StorageUnavailable, OSError) as error:  # the storage is away, or the disk full: no fault of it
-                log.warning("the upload cannot be checked now; it is given back", subject=subject_id, error=str(error))
+                log.warning("the upload cannot be checked now; it is given back", error=str(error))
                 with transaction(context.engine) as session:
                     uploads.release_check(session, check, delay=context.away_seconds)
             except (LeaseLost, OperationalError):
                 raise
             except Exception as error:  # a defect of ours: better told than met again by the next two workers
-                log.exception("check failed", subject=subject_id)
+                log.exception("check failed")
                 with transaction(context.engine) as session:
                     uploads.set_refused(session, check, unexpected(error, "check"))
     except OperationalError as error:  # nothing can be written: the lease runs out
-        log.warning("the database is away; the check is given up", subject=subject_id, error=type(error).__name__)
+        log.warning("the database is away; the check is given up", error=type(error).__name__)
     except LeaseLost:
-        log.warning("lease lost; nothing more is written", subject=subject_id)
+        log.warning("lease lost; nothing more is written")
 
 
 def _check(context: Context, check: Check, heart: Heart) -> None:
@@ -101,13 +107,13 @@ def _fetch(context: Context, check: Check, heart: Heart) -> None:
         dataset = _read(context, check)
         assert isinstance(dataset, Dataset)
         path = dataset_path(dataset, workdir)
-        log.info("fetching", subject=dataset.id, source=shown(dataset.uri))
+        log.info("fetching", source=shown(dataset.uri))
         fetched = fetch(context.settings, dataset, path, heart.order)
         # the bytes first: a record must never point at nothing
         context.storage.put_hashed(path, fetched.sha256, fetched.bytes)
         with transaction(context.engine) as session:
             uploads.set_fetched(session, check, fetched.sha256, fetched.bytes, fetched.filename)
-        log.info("fetched", subject=dataset.id, sha256=fetched.sha256, bytes=fetched.bytes)
+        log.info("fetched", sha256=fetched.sha256, bytes=fetched.bytes)
 
 
 def _read(context: Context, check: Check) -> Model | Dataset:
@@ -148,12 +154,12 @@ def _ignore(_events: Sequence[EventLine]) -> None:
 def _close(context: Context, check: Check, heart: Heart, ended: Ended, workdir: Path) -> None:
     if heart.lost or ended.verdict == "lost":
         raise LeaseLost("the check's lease was lost while the child ran")
-    log.info("child ended", subject=check.subject_id, verdict=ended.verdict, error=ended.body.get("code"),
+    log.info("child ended", verdict=ended.verdict, error=ended.body.get("code"),
              peak_memory_bytes=ended.peak_memory_bytes)  # fmt: skip
     # waited for before the transaction; after three deaths the store refuses the upload
     died = ended.verdict in ("died", "terminated") and not context.told_to_stop(ended)
     if died:
-        log.warning("child died", subject=check.subject_id, error=ended.body["message"], output_tail=ended.output_tail)
+        log.warning("child died", error=ended.body["message"], output_tail=ended.output_tail)
     if ended.verdict == "result":
         summary = checked_summary(check.kind, ended.body)
         if check.kind == "model":

@@ -7,6 +7,7 @@ from celery import Celery
 from worker.app import TASKS
 from worker.attempt import run_job
 from worker.context import Context
+from worker.dry_runs import answer_dry_run
 from worker.inspection import check_upload, fetch_source
 
 
@@ -32,3 +33,8 @@ def add_tasks(app: Celery, context: Context) -> None:
     def fetch_dataset_task(dataset_id: str) -> None:
         if not context.stopping.is_set():
             fetch_source(context, dataset_id)
+
+    @app.task(name=TASKS["dry_run"])  # type: ignore[no-untyped-call, untyped-decorator]
+    def dry_run_task(dry_run_id: str) -> None:
+        if not context.stopping.is_set():
+            answer_dry_run(context, dry_run_id)

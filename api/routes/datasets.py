@@ -7,21 +7,24 @@ from typing import Any, get_args
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import StreamingResponse
+from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
 from api.bodies import media_type, parse_json, read_body, validate
+from api.conditional import send_stored
 from api.errors import Refused
-from api.openapi import CONTACT_SHEET_ANSWERS, DATASET_UPLOAD
-from api.pages import PageSize, PageToken, cut
-from api.routes.artifacts import send_stored
-from api.routes.models import Sha256, require_ready
-from api.schemas import DatasetOut, DatasetPage, DatasetRequest
+from api.idempotency import Given, Idempotent, Once, Turn, answered
+from api.openapi import CONTACT_SHEET_ANSWERS, DATASET_UPLOAD, KNOWN_DATASET
+from api.pages import DatasetToken, PageSize, cut
+from api.routes.models import Sha256, require_ready, was_checked
+from api.schemas.uploads import DatasetOut, DatasetPage, DatasetRequest
 from api.services import Caller, Services, Shared, Wait
 from api.uploads import Received, receive_upload
 from core.errors import Fault
 from core.job import Columns, DatasetFormat, DatasetOptions
 from store import uploads
 from store.database import transaction
+from store.idempotency import Answer
 from store.records import Dataset, UploadState
 from store.settings import Settings
 from store.sources import BUILTIN, FORMATS, SourceUri, format_of, parse_uri, refusal
@@ -30,27 +33,35 @@ router = APIRouter(prefix="/v1/datasets", tags=["datasets"])
 FIELDS = frozenset({"format", "preprocess", "splits", "columns"})
 
 
-@router.post("", status_code=201, openapi_extra=DATASET_UPLOAD)
+@router.post("", status_code=201, response_model=DatasetOut, responses=KNOWN_DATASET, openapi_extra=DATASET_UPLOAD)
 async def upload_dataset(
-    request: Request, response: Response, services: Shared, caller: Caller, wait: Wait = 0
-) -> DatasetOut:
+    request: Request, services: Shared, caller: Caller, once: Idempotent, wait: Wait = 0
+) -> Response:
     """Upload a dataset, or say in JSON where it is: 201, or 200 if it is known already, options and all.
 
-    It is then checked; `?wait=` waits for the outcome.
+    It is then checked; `?wait=` waits for the outcome. An upload that comes again with its `Idempotency-Key` is read to
+    its end, to be compared, and stored no second time; it is answered as the first was, whatever became of the dataset.
     """
-    if media_type(request) == "application/json":
-        body = await read_body(request, services.settings)
-        dataset, new = await run_in_threadpool(_store_named, services, caller.owner, parse_json(body))
-    else:
-        usual = {suffix: formats[0] for suffix, formats in FORMATS.items()}
-        async with receive_upload(request, services.settings, usual, FIELDS) as received:
-            dataset, new = await run_in_threadpool(_store, services, caller.owner, received)
-    response.status_code = 201 if new else 200
-    response.headers["Location"] = f"/v1/datasets/{dataset.id}"
-    return await _checked(request, services, caller.owner, dataset.id, wait)
+    async with once.turn() as turn:
+        if media_type(request) == "application/json":
+            body = await read_body(request, services.settings)
+            document = parse_json(body)
+            given = await run_in_threadpool(_store_named, services, turn, once.hash_of(body), caller.owner, document)
+        else:
+            usual = {suffix: formats[0] for suffix, formats in FORMATS.items()}
+            async with receive_upload(request, services.spool, usual, FIELDS) as received:
+                given = await services.spool.store(_store, services, turn, caller.owner, received)
+    if wait and not given.replayed:
+        dataset_id = DatasetOut.model_validate_json(given.answer.body).id
+        given = await once.amend(given, await _checked(request, services, caller.owner, dataset_id, wait))
+    return given.response()
 
 
-def _store_named(services: Services, owner: str, document: Any) -> tuple[Dataset, bool]:
+def _told(dataset: Dataset, new: bool) -> Answer:
+    return answered(DatasetOut.of(dataset), 201 if new else 200, {"Location": f"/v1/datasets/{dataset.id}"})
+
+
+def _store_named(services: Services, turn: Turn, request_sha256: str, owner: str, document: Any) -> Given:
     asked, faults = validate(DatasetRequest, document)
     uri = document.get("uri") if isinstance(document, dict) else None
     source = None
@@ -71,11 +82,15 @@ def _store_named(services: Services, owner: str, document: Any) -> tuple[Dataset
     if faults or isinstance(format, Fault):
         raise Refused("request_invalid", "the dataset cannot be used", faults=faults)
     options = DatasetOptions(format=format, preprocess=asked.preprocess, splits=asked.splits, columns=asked.columns)
-    with transaction(services.engine) as session:
-        return uploads.create_dataset(
-            session, owner=owner, sha256=None, bytes=0, filename=source.filename[:255] if source else format,
-            format=format, options=options.model_dump(mode="json"), uri=asked.uri, pinned_sha256=asked.sha256,
-        )  # fmt: skip
+    filename = source.filename[:255] if source else format
+
+    def make(session: Session) -> Answer:
+        return _told(*uploads.create_dataset(
+            session, owner=owner, sha256=None, bytes=0, filename=filename, format=format,
+            options=options.model_dump(mode="json"), uri=asked.uri, pinned_sha256=asked.sha256,
+        ))  # fmt: skip
+
+    return turn.answer(request_sha256, make)
 
 
 def _source(uri: str, settings: Settings) -> tuple[SourceUri | None, list[Fault]]:
@@ -109,16 +124,22 @@ def _column_faults(format: str, columns: Columns) -> list[Fault]:
     return [Fault("/columns", f"the dataset is {format}, which has no columns", "leave it out, or format: parquet")]
 
 
-def _store(services: Services, owner: str, received: Received) -> tuple[Dataset, bool]:
+def _store(services: Services, turn: Turn, owner: str, received: Received) -> Given:
     options = _options(received.filename, received.fields, received.faults)
-    assert options.format is not None  # as `_options` says
-    # the bytes first: a record must never point at nothing; bytes without a record are swept away
-    services.artifacts.put_hashed(received.path, received.sha256, received.bytes)
-    with transaction(services.engine) as session:
-        return uploads.create_dataset(
+    format = options.format
+    assert format is not None  # as `_options` says
+
+    def put() -> None:
+        # the bytes first: a record must never point at nothing; bytes without a record are swept away
+        services.artifacts.take_over(received.path, received.sha256, received.bytes)
+
+    def make(session: Session) -> Answer:
+        return _told(*uploads.create_dataset(
             session, owner=owner, sha256=received.sha256, bytes=received.bytes, filename=received.filename,
-            format=options.format, options=options.model_dump(mode="json"),
-        )  # fmt: skip
+            format=format, options=options.model_dump(mode="json"),
+        ))  # fmt: skip
+
+    return turn.answer(Once.hash_of_upload(received), make, put)
 
 
 def _options(filename: str, fields: Mapping[str, str], unknown: Sequence[Fault]) -> DatasetOptions:
@@ -153,8 +174,10 @@ def _options(filename: str, fields: Mapping[str, str], unknown: Sequence[Fault])
 async def _checked(request: Request, services: Services, owner: str, dataset_id: str, wait: float) -> DatasetOut:
     dataset = await services.wait(
         request,
+        dataset_id,
         lambda session: uploads.get(session, Dataset, owner, dataset_id),
-        lambda found: found.state != "checking",
+        was_checked,
+        was_checked,
         wait,
     )
     return DatasetOut.of(dataset)
@@ -167,7 +190,7 @@ def list_datasets(
     sha256: Sha256 = None,
     state: UploadState | None = None,
     page_size: PageSize = 50,
-    page_token: PageToken = None,
+    page_token: DatasetToken = None,
 ) -> DatasetPage:
     """Your datasets, newest first."""
     found = services.read(
@@ -200,8 +223,10 @@ async def get_contact_sheet(
     """
     dataset = await services.wait(
         request,
+        dataset_id,
         lambda session: uploads.get(session, Dataset, caller.owner, dataset_id),
-        lambda found: found.state != "checking",
+        was_checked,
+        was_checked,
         wait,
     )
     require_ready(DatasetOut.of(dataset), "dataset")

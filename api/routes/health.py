@@ -1,17 +1,15 @@
-"""Is it alive, and can it work?"""
+"""Is it alive, can it work, and what is it doing?"""
 
 from __future__ import annotations
 
-from fastapi import APIRouter
-from sqlalchemy.exc import SQLAlchemyError
-from starlette.concurrency import run_in_threadpool
+from fastapi import APIRouter, Request
+from fastapi.responses import PlainTextResponse, Response
 
 from api.errors import Refused
-from api.schemas import Health, Readiness
-from api.services import Services, Shared
+from api.openapi import METRICS_ANSWERS
+from api.schemas.health import CheckOut, Health, ReadinessOut
+from api.services import Shared
 from core.errors import Fault
-from store.database import ping
-from store.errors import StorageUnavailable
 
 router = APIRouter(tags=["health"])
 
@@ -23,22 +21,22 @@ async def healthz() -> Health:
 
 
 @router.get("/readyz")
-async def readyz(services: Shared) -> Readiness:
-    """The database answers and the storage can be written."""
-    faults = await run_in_threadpool(_faults, services)
+async def readyz(services: Shared) -> ReadinessOut:
+    """Whether this process can work: 503 where the database or the storage is away. Answered within two seconds."""
+    checks = await services.readiness.checks()
+    faults = [
+        Fault(f"/{check.name}", f"the {check.name} {check.detail}") for check in checks if check.state == "failed"
+    ]
     if faults:
         raise Refused("not_ready", "this server cannot work now", faults=faults)
-    return Readiness()
+    status = "degraded" if any(check.state == "degraded" for check in checks) else "ready"
+    shown = [CheckOut(name=check.name, state=check.state, detail=check.detail) for check in checks]
+    return ReadinessOut(status=status, checks=shown)
 
 
-def _faults(services: Services) -> list[Fault]:
-    faults = []
-    try:
-        ping(services.engine)
-    except SQLAlchemyError:
-        faults.append(Fault("/database", "the database does not answer"))
-    try:
-        services.artifacts.ping()
-    except StorageUnavailable:
-        faults.append(Fault("/storage", "the artifact storage cannot be written"))
-    return faults
+@router.get("/metrics", response_class=PlainTextResponse, responses=METRICS_ANSWERS)
+async def metrics(request: Request, services: Shared) -> Response:
+    """Prometheus' metrics: of the service from its database, the same from every server, and of this process. Needs a
+    key with the scope `metrics`."""
+    body, media_type = await services.metrics.page(request.headers.get("accept", ""))
+    return Response(body, media_type=media_type)

@@ -7,14 +7,16 @@ from collections.abc import Mapping
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
+from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
 from api.bodies import media_type, parse_json, read_body, validate
+from api.conditional import send_stored
 from api.errors import Refused
-from api.openapi import GRAPH_ANSWERS, MODEL_UPLOAD
-from api.pages import PageSize, PageToken, cut
-from api.routes.artifacts import send_stored
-from api.schemas import DatasetOut, ModelOut, ModelPage, ModelRequest
+from api.idempotency import Given, Idempotent, Once, Turn, answered
+from api.openapi import GRAPH_ANSWERS, KNOWN_MODEL, MODEL_UPLOAD
+from api.pages import ModelToken, PageSize, cut
+from api.schemas.uploads import DatasetOut, ModelOut, ModelPage, ModelRequest
 from api.services import Caller, Services, Shared, Wait
 from api.uploads import Received, receive_upload
 from core.errors import Fault
@@ -22,7 +24,9 @@ from core.graph_report import NetworkGraph
 from core.job import ARCHITECTURE, ARCHITECTURES_TOLD, ModelOptions
 from store import jobs, uploads
 from store.database import transaction
-from store.records import Model, UploadState
+from store.idempotency import Answer
+from store.pulses import Pulse
+from store.records import Model, Upload, UploadState
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
 FORMATS = {".onnx": "onnx", ".zip": "onnx", ".pt2": "pt2", ".safetensors": "safetensors"}
@@ -31,32 +35,40 @@ FIELDS = frozenset({"architecture", "input_shape"})
 Sha256 = Annotated[str | None, Query(pattern="^[0-9a-f]{64}$", description="only those with this content")]
 
 
-@router.post("", status_code=201, openapi_extra=MODEL_UPLOAD)
+@router.post("", status_code=201, response_model=ModelOut, responses=KNOWN_MODEL, openapi_extra=MODEL_UPLOAD)
 async def upload_model(
-    request: Request, response: Response, services: Shared, caller: Caller, wait: Wait = 0
-) -> ModelOut:
+    request: Request, services: Shared, caller: Caller, once: Idempotent, wait: Wait = 0
+) -> Response:
     """Upload a model, or name in JSON one that a job has made: 201, or 200 if it is known already.
 
-    It is then checked; `?wait=` waits for the outcome.
+    It is then checked; `?wait=` waits for the outcome. An upload that comes again with its `Idempotency-Key` is read to
+    its end, to be compared, and stored no second time; it is answered as the first was, whatever the model is by then.
     """
-    if media_type(request) == "application/json":
-        body = await read_body(request, services.settings)
-        model, new = await run_in_threadpool(_store_made, services, caller.owner, parse_json(body))
-    else:
-        async with receive_upload(request, services.settings, FORMATS, FIELDS) as received:
-            model, new = await run_in_threadpool(_store, services, caller.owner, received)
-    response.status_code = 201 if new else 200
-    response.headers["Location"] = f"/v1/models/{model.id}"
-    return await _checked(request, services, caller.owner, model.id, wait)
+    async with once.turn() as turn:
+        if media_type(request) == "application/json":
+            body = await read_body(request, services.settings)
+            given = await run_in_threadpool(_store_made, turn, once.hash_of(body), caller.owner, parse_json(body))
+        else:
+            async with receive_upload(request, services.spool, FORMATS, FIELDS) as received:
+                given = await services.spool.store(_store, services, turn, caller.owner, received)
+    if wait and not given.replayed:
+        model_id = ModelOut.model_validate_json(given.answer.body).id
+        given = await once.amend(given, await _checked(request, services, caller.owner, model_id, wait))
+    return given.response()
 
 
-def _store_made(services: Services, owner: str, document: Any) -> tuple[Model, bool]:
+def _told(model: Model, new: bool) -> Answer:
+    return answered(ModelOut.of(model), 201 if new else 200, {"Location": f"/v1/models/{model.id}"})
+
+
+def _store_made(turn: Turn, request_sha256: str, owner: str, document: Any) -> Given:
     """A model out of a job's artifact, whose bytes are in the storage already."""
     asked, faults = validate(ModelRequest, document)
     if asked is None:
         raise Refused("request_invalid", "the model cannot be used", faults=faults)
     job_id, name = asked.artifact.job, asked.artifact.name
-    with transaction(services.engine) as session:
+
+    def make(session: Session) -> Answer:
         jobs.get_job(session, owner, job_id)
         found = jobs.artifact(session, job_id, name)
         others = {artifact.name for artifact in jobs.artifacts(session, job_id)}
@@ -68,25 +80,32 @@ def _store_made(services: Services, owner: str, document: Any) -> tuple[Model, b
             fault = Fault("/artifact/name", f"the weights of {name} are in another file, {name}.data", right)
         if fault is not None:
             raise Refused("request_invalid", "the artifact cannot be used as a model", faults=[fault])
-        return uploads.create_model(
+        return _told(*uploads.create_model(
             session, owner=owner, sha256=found.sha256, bytes=found.bytes, filename=name, format="onnx",
             options=ModelOptions().model_dump(mode="json"),
-        )  # fmt: skip
+        ))  # fmt: skip
+
+    return turn.answer(request_sha256, make)
 
 
-def _store(services: Services, owner: str, received: Received) -> tuple[Model, bool]:
+def _store(services: Services, turn: Turn, owner: str, received: Received) -> Given:
     format = FORMATS[_extension(received.filename)]
     options, faults = _options(format, received.fields)
     faults = [*received.faults, *faults]
     if options is None or faults:
         raise Refused("request_invalid", "the options of the model cannot be used", faults=faults)
-    # the bytes first: a record must never point at nothing; bytes without a record are swept away
-    services.artifacts.put_hashed(received.path, received.sha256, received.bytes)
-    with transaction(services.engine) as session:
-        return uploads.create_model(
+
+    def put() -> None:
+        # the bytes first: a record must never point at nothing; bytes without a record are swept away
+        services.artifacts.take_over(received.path, received.sha256, received.bytes)
+
+    def make(session: Session) -> Answer:
+        return _told(*uploads.create_model(
             session, owner=owner, sha256=received.sha256, bytes=received.bytes, filename=received.filename,
             format=format, options=options.model_dump(mode="json"),
-        )  # fmt: skip
+        ))  # fmt: skip
+
+    return turn.answer(Once.hash_of_upload(received), make, put)
 
 
 def _extension(filename: str) -> str:
@@ -122,11 +141,17 @@ def _options(format: str, fields: Mapping[str, str]) -> tuple[ModelOptions | Non
     return options, faults
 
 
+def was_checked(upload: Upload | Pulse) -> bool:
+    return upload.state != "checking"
+
+
 async def _checked(request: Request, services: Services, owner: str, model_id: str, wait: float) -> ModelOut:
     model = await services.wait(
         request,
+        model_id,
         lambda session: uploads.get(session, Model, owner, model_id),
-        lambda found: found.state != "checking",
+        was_checked,
+        was_checked,
         wait,
     )
     return ModelOut.of(model)
@@ -139,7 +164,7 @@ def list_models(
     sha256: Sha256 = None,
     state: UploadState | None = None,
     page_size: PageSize = 50,
-    page_token: PageToken = None,
+    page_token: ModelToken = None,
 ) -> ModelPage:
     """Your models, newest first."""
     found = services.read(
@@ -169,8 +194,10 @@ async def get_model_graph(
     """
     model = await services.wait(
         request,
+        model_id,
         lambda session: uploads.get(session, Model, caller.owner, model_id),
-        lambda found: found.state != "checking",
+        was_checked,
+        was_checked,
         wait,
     )
     require_ready(ModelOut.of(model), "model")

@@ -12,6 +12,7 @@
 """
 
 from billhook.clients import AsyncClient, Client
+from billhook.dry_run_results import DryRun, DryRunReport, Estimate, Foreseen, LayerCut, NetworkSize, Spending, StepCut
 from billhook.errors import (
     ApiError,
     BillhookError,
@@ -26,6 +27,7 @@ from billhook.errors import (
     Timeout,
     UploadRefused,
 )
+from billhook.keys import Key, NewKey
 from billhook.operations.prune import Progress
 from billhook.results import (
     Artifact,
@@ -47,13 +49,15 @@ from billhook.results import (
     Report,
     RequirementResult,
     Update,
+    Worker,
 )
 
 __version__ = "0.1.0"
 __all__ = [
-    "ApiError", "Artifact", "AsyncClient", "Attempt", "BillhookError", "ChecksumMismatch", "Client", "ConnectionFailed",
-    "Dataset", "Download", "Event", "Fault", "Graph", "GraphBlock", "GraphBranch", "GraphFrozen", "GraphGroup",
-    "GraphLayer", "InputInvalid", "Job", "JobCancelled", "JobFailed", "Model", "Problem", "Progress", "Pruned",
-    "RecipeInfo", "Report", "RequirementResult", "RequirementsMissed", "ServerNotFound", "Timeout", "Update",
-    "UploadRefused",
+    "ApiError", "Artifact", "AsyncClient", "Attempt", "BillhookError", "ChecksumMismatch", "Client",
+    "ConnectionFailed", "Dataset", "Download", "DryRun", "DryRunReport", "Estimate", "Event", "Fault", "Foreseen",
+    "Graph", "GraphBlock", "GraphBranch", "GraphFrozen", "GraphGroup", "GraphLayer", "InputInvalid", "Job",
+    "JobCancelled", "JobFailed", "Key", "LayerCut", "Model", "NetworkSize", "NewKey", "Problem", "Progress", "Pruned",
+    "RecipeInfo", "Report", "RequirementResult", "RequirementsMissed", "ServerNotFound", "Spending", "StepCut",
+    "Timeout", "Update", "UploadRefused", "Worker",
 ]  # fmt: skip

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import functools
 import inspect
-import ssl
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
@@ -15,29 +13,38 @@ import anyio
 import anyio.to_thread
 import httpx
 
-from billhook.address import Address, find_server
-from billhook.errors import ConnectionFailed
-from billhook.operations import jobs, prune, uploads
+from billhook.address import find_server
+from billhook.operations import dry_runs, jobs, keys, prune, uploads, workers
 from billhook.retries import Core
 from billhook.steps import (
-    CHUNK_BYTES,
     Blocking,
     Call,
     Done,
-    FileBody,
+    HangUp,
     Item,
     Operation,
     Outcome,
+    Receive,
     Reply,
     Sleep,
     Step,
     Stream,
     advance,
 )
+from billhook.transport import (
+    OpenAnswer,
+    arguments_of,
+    async_chunks,
+    chunks,
+    close_all,
+    connection_errors,
+    is_stream,
+    lowered,
+    settings_of,
+)
 
 P = ParamSpec("P")
 T = TypeVar("T")
-CONNECT_SECONDS = 10.0
 
 
 # --- methods from operations -----------------------------------------------------------------------------------------
@@ -121,17 +128,25 @@ class Client:
     get_job = _call(jobs.get_job)
     wait_for_job = _call(jobs.wait_for_job)
     cancel_job = _call(jobs.cancel_job)
+    retry_job = _call(jobs.retry_job)
+    clone_job = _call(jobs.clone_job)
     get_report = _call(jobs.get_report)
     get_report_markdown = _call(jobs.get_report_markdown)
     list_artifacts = _call(jobs.list_artifacts)
     download_artifact = _call(jobs.download_artifact)
     prune = _call(prune.prune)
+    create_key = _call(keys.create_key)
+    get_key = _call(keys.get_key)
+    revoke_key = _call(keys.revoke_key)
+    dry_run = _call(dry_runs.dry_run)
     list_models = _stream(uploads.list_models)
     list_datasets = _stream(uploads.list_datasets)
     list_recipes = _stream(jobs.list_recipes)
     list_jobs = _stream(jobs.list_jobs)
     watch_job = _stream(jobs.watch_job)
     list_events = _stream(jobs.list_events)
+    list_keys = _stream(keys.list_keys)
+    list_workers = _stream(workers.list_workers)
 
     def __init__(
         self,
@@ -144,7 +159,7 @@ class Client:
     ) -> None:
         self._address = find_server(server, key, insecure_http=insecure_http)
         self._core = Core(patience=patience)
-        self._http = httpx.Client(**_settings(self._address), transport=transport)
+        self._http = httpx.Client(**settings_of(self._address), transport=transport)
 
     @property
     def server(self) -> str:
@@ -162,26 +177,44 @@ class Client:
         self.close()
 
     def _run(self, operation: Operation[T]) -> T:
-        outcome = Outcome()
-        while not isinstance(step := advance(operation, outcome), Done):
-            outcome = self._perform(step)
+        outcome, opened = Outcome(), set[OpenAnswer]()
+        try:
+            while not isinstance(step := advance(operation, outcome), Done):
+                outcome = self._perform(step, opened)
+        finally:
+            for each in opened:
+                each.response.close()
         result: T = step.value
         return result
 
     def _iterate(self, stream: Stream[T]) -> Iterator[T]:
-        outcome = Outcome()
-        while not isinstance(step := advance(stream, outcome), Done):
-            if isinstance(step, Item):
-                yield step.value
-                outcome = Outcome()
-            else:
-                outcome = self._perform(step)
+        outcome, opened = Outcome(), set[OpenAnswer]()
+        try:
+            while not isinstance(step := advance(stream, outcome), Done):
+                if isinstance(step, Item):
+                    yield step.value
+                    outcome = Outcome()
+                else:
+                    outcome = self._perform(step, opened)
+        finally:
+            for each in opened:
+                each.response.close()
 
-    def _perform(self, step: Step) -> Outcome:
+    def _perform(self, step: Step, opened: set[OpenAnswer]) -> Outcome:
         try:
             match step:
                 case Call():
-                    return Outcome(self._request(step))
+                    reply = self._request(step)
+                    if reply.connection is not None:
+                        opened.add(reply.connection)
+                    return Outcome(reply)
+                case Receive(reply):
+                    with connection_errors(self._address, reply.connection.call):
+                        return Outcome(next(reply.connection.pieces, b""))
+                case HangUp(reply):
+                    opened.discard(reply.connection)
+                    reply.connection.response.close()
+                    return Outcome()
                 case Blocking(function):
                     return Outcome(function())
                 case Sleep(seconds):
@@ -191,15 +224,18 @@ class Client:
             return Outcome(error=error)
 
     def _request(self, call: Call) -> Reply:
-        body = _chunks(call.file) if call.file is not None else None
-        with _connection_errors(self._address, call):
-            response = self._http.send(self._http.build_request(**_arguments(call), content=body), stream=True)
+        body = chunks(call.file) if call.file is not None else None
+        with connection_errors(self._address, call):
+            response = self._http.send(self._http.build_request(**arguments_of(call), content=body), stream=True)
+            if is_stream(call, response):
+                connection = OpenAnswer(call, response, response.iter_bytes())
+                return Reply(response.status_code, lowered(response), b"", connection=connection)
             try:
-                if call.sink is not None and call.sink.begin(response.status_code, _lowered(response)):
+                if call.sink is not None and call.sink.begin(response.status_code, lowered(response)):
                     for chunk in response.iter_raw():
                         call.sink.write(chunk)
-                    return Reply(response.status_code, _lowered(response), b"")
-                return Reply(response.status_code, _lowered(response), response.read())
+                    return Reply(response.status_code, lowered(response), b"")
+                return Reply(response.status_code, lowered(response), response.read())
             finally:
                 response.close()
 
@@ -228,17 +264,25 @@ class AsyncClient:
     get_job = _awaited(jobs.get_job)
     wait_for_job = _awaited(jobs.wait_for_job)
     cancel_job = _awaited(jobs.cancel_job)
+    retry_job = _awaited(jobs.retry_job)
+    clone_job = _awaited(jobs.clone_job)
     get_report = _awaited(jobs.get_report)
     get_report_markdown = _awaited(jobs.get_report_markdown)
     list_artifacts = _awaited(jobs.list_artifacts)
     download_artifact = _awaited(jobs.download_artifact)
     prune = _awaited(prune.prune)
+    create_key = _awaited(keys.create_key)
+    get_key = _awaited(keys.get_key)
+    revoke_key = _awaited(keys.revoke_key)
+    dry_run = _awaited(dry_runs.dry_run)
     list_models = _async_stream(uploads.list_models)
     list_datasets = _async_stream(uploads.list_datasets)
     list_recipes = _async_stream(jobs.list_recipes)
     list_jobs = _async_stream(jobs.list_jobs)
     watch_job = _async_stream(jobs.watch_job)
     list_events = _async_stream(jobs.list_events)
+    list_keys = _async_stream(keys.list_keys)
+    list_workers = _async_stream(workers.list_workers)
 
     def __init__(
         self,
@@ -251,7 +295,7 @@ class AsyncClient:
     ) -> None:
         self._address = find_server(server, key, insecure_http=insecure_http)
         self._core = Core(patience=patience)
-        self._http = httpx.AsyncClient(**_settings(self._address), transport=transport)
+        self._http = httpx.AsyncClient(**settings_of(self._address), transport=transport)
 
     @property
     def server(self) -> str:
@@ -269,28 +313,43 @@ class AsyncClient:
         await self.aclose()
 
     async def _run(self, operation: Operation[T]) -> T:
-        outcome = Outcome()
-        while not isinstance(step := advance(operation, outcome), Done):
-            outcome = await self._perform(step)
+        outcome, opened = Outcome(), set[OpenAnswer]()
+        try:
+            while not isinstance(step := advance(operation, outcome), Done):
+                outcome = await self._perform(step, opened)
+        finally:
+            await close_all(opened)
         result: T = step.value
         return result
 
     async def _iterate(self, stream: Stream[T]) -> AsyncIterator[T]:
-        outcome = Outcome()
-        while not isinstance(step := advance(stream, outcome), Done):
-            if isinstance(step, Item):
-                yield step.value
-                outcome = Outcome()
-            else:
-                outcome = await self._perform(step)
+        outcome, opened = Outcome(), set[OpenAnswer]()
+        try:
+            while not isinstance(step := advance(stream, outcome), Done):
+                if isinstance(step, Item):
+                    yield step.value
+                    outcome = Outcome()
+                else:
+                    outcome = await self._perform(step, opened)
+        finally:
+            await close_all(opened)
 
-    async def _perform(self, step: Step) -> Outcome:
+    async def _perform(self, step: Step, opened: set[OpenAnswer]) -> Outcome:
         try:
             match step:
                 case Call():
                     with anyio.CancelScope(shield=step.shielded):
                         reply = await self._request(step)
+                    if reply.connection is not None:
+                        opened.add(reply.connection)
                     return Outcome(reply)
+                case Receive(reply):
+                    with connection_errors(self._address, reply.connection.call):
+                        return Outcome(await anext(reply.connection.pieces, b""))
+                case HangUp(reply):
+                    opened.discard(reply.connection)
+                    await close_all({reply.connection})
+                    return Outcome()
                 case Blocking(function):
                     return Outcome(await anyio.to_thread.run_sync(function))
                 case Sleep(seconds):
@@ -300,82 +359,17 @@ class AsyncClient:
             return Outcome(error=error)
 
     async def _request(self, call: Call) -> Reply:
-        body = _async_chunks(call.file) if call.file is not None else None
-        with _connection_errors(self._address, call):
-            response = await self._http.send(self._http.build_request(**_arguments(call), content=body), stream=True)
+        body = async_chunks(call.file) if call.file is not None else None
+        with connection_errors(self._address, call):
+            response = await self._http.send(self._http.build_request(**arguments_of(call), content=body), stream=True)
+            if is_stream(call, response):
+                connection = OpenAnswer(call, response, response.aiter_bytes())
+                return Reply(response.status_code, lowered(response), b"", connection=connection)
             try:
-                if call.sink is not None and call.sink.begin(response.status_code, _lowered(response)):
+                if call.sink is not None and call.sink.begin(response.status_code, lowered(response)):
                     async for chunk in response.aiter_raw():
                         await anyio.to_thread.run_sync(call.sink.write, chunk)
-                    return Reply(response.status_code, _lowered(response), b"")
-                return Reply(response.status_code, _lowered(response), await response.aread())
+                    return Reply(response.status_code, lowered(response), b"")
+                return Reply(response.status_code, lowered(response), await response.aread())
             finally:
                 await response.aclose()
-
-
-# --- from calls to httpx ---------------------------------------------------------------------------------------------
-
-
-def _settings(address: Address) -> dict[str, Any]:
-    # loading the certificates that https needs takes longer than most commands; a context without any trusts nobody
-    tls = True if address.url.startswith("https:") else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    return {
-        "verify": tls,
-        "base_url": address.url,
-        "headers": {"Authorization": f"Bearer {address.key}", "User-Agent": "billhook-client/1"},
-        "trust_env": not address.loopback,  # a proxy has no business between two programs of this machine
-    }
-
-
-def _arguments(call: Call) -> dict[str, Any]:
-    headers = {"Accept": "application/json", **call.headers}
-    if call.sink is not None:
-        headers = {**headers, "Accept": "*/*", **call.sink.headers()}
-    if call.file is not None:
-        headers["Content-Length"] = str(call.file.size)
-    return {
-        "method": call.method,
-        "url": call.path,
-        "params": dict(call.params),
-        "headers": headers,
-        "json": call.json,
-        "timeout": httpx.Timeout(call.read_seconds, connect=CONNECT_SECONDS),
-    }
-
-
-def _chunks(file: FileBody) -> Iterator[bytes]:
-    sent = 0
-    with file.path.open("rb") as source:
-        while chunk := source.read(CHUNK_BYTES):
-            yield chunk
-            sent += len(chunk)
-            file.advance(sent)
-
-
-async def _async_chunks(file: FileBody) -> AsyncIterator[bytes]:
-    sent = 0
-    async with await anyio.open_file(file.path, "rb") as source:
-        while chunk := await source.read(CHUNK_BYTES):
-            yield chunk
-            sent += len(chunk)
-            file.advance(sent)
-
-
-def _lowered(response: httpx.Response) -> Mapping[str, str]:
-    return {name.lower(): value for name, value in response.headers.items()}
-
-
-@contextmanager
-def _connection_errors(address: Address, call: Call) -> Iterator[None]:
-    try:
-        yield
-    except httpx.ConnectTimeout:
-        raise ConnectionFailed(f"cannot reach {address.url}: no answer within {CONNECT_SECONDS:g} s") from None
-    except httpx.TimeoutException:
-        message = f"{address.url} did not answer within {call.read_seconds:g} s"
-        raise ConnectionFailed(message) from None
-    except httpx.ConnectError as error:
-        hint = "; is it running? `billhook up` starts it" if address.loopback else ""
-        raise ConnectionFailed(f"cannot reach {address.url}: {error}{hint}") from None
-    except (httpx.TransportError, httpx.DecodingError) as error:
-        raise ConnectionFailed(f"the connection to {address.url} broke: {error or type(error).__name__}") from None

@@ -44,6 +44,8 @@ class ConnectionFailed(BillhookError):
     """The server could not be reached, or the connection broke and stayed broken."""
 
     code = "connection_failed"
+    silent = False
+    """Whether it was there, and nothing came for too long."""
 
 
 class ServerNotFound(ConnectionFailed):

@@ -162,7 +162,8 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Job:
-    """A job. `progress` is 0-1 over the whole of it; `results` and `error` are there once `over`."""
+    """A job. `progress` is 0-1 over the whole of it; `results` and `error` are there once `over`. `cloned_from`: the id
+    of the job that it was made from."""
 
     id: str
     state: str
@@ -175,6 +176,7 @@ class Job:
     recipe: Document = field(default_factory=dict)
     requirements: Document | None = None
     device: str | None = None
+    cloned_from: str | None = None
     stage: str | None = None
     progress: float | None = None
     eta_seconds: float | None = None
@@ -238,6 +240,24 @@ class RecipeInfo:
 
     name: str
     description: str | None = None
+    raw: Document = field(default_factory=dict, repr=False, compare=False)
+
+
+@dataclass(frozen=True)
+class Worker:
+    """A worker of the server. `state` is alive or silent; `works_on` is the id of a job or upload of yours."""
+
+    id: str
+    name: str
+    host: str
+    queues: tuple[str, ...]
+    state: str
+    busy: bool
+    started_at: datetime
+    seen_at: datetime
+    device: str | None = None
+    version: str | None = None
+    works_on: str | None = None
     raw: Document = field(default_factory=dict, repr=False, compare=False)
 
 

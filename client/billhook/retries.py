@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import random
 import time
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
 
-from billhook.errors import ApiError, BillhookError, ConnectionFailed, Fault, Timeout
+from billhook.errors import ApiError, ConnectionFailed, Fault, Timeout
 from billhook.results import parse
 from billhook.steps import Call, Operation, Reply, Sleep
 
 T = TypeVar("T")
 
 RETRIED_STATUSES = frozenset({429, 502, 503, 504})
+IN_FLIGHT = "idempotency_key_in_flight"
+KEY_HEADER = "Idempotency-Key"
 FIRST_CONTACT_SECONDS = 2.0  # a server that never answered is not waited for: its address is probably wrong
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.25, 8.0
 
@@ -25,7 +28,7 @@ FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.25, 8.0
 class Core:
     """What the operations of one client share.
 
-    `patience` is how long (seconds) a call that can be repeated safely is tried again after its first failure.
+    `patience` is how long (seconds) a call is tried again after its first failure.
     """
 
     patience: float = 60.0
@@ -33,6 +36,8 @@ class Core:
     jitter: Callable[[], float] = field(default=random.random)
     reached: bool = False
     """Whether this server has ever answered."""
+    streams: bool = True
+    """Whether this server's streams arrive, as far as is known."""
 
 
 def deadline_after(core: Core, seconds: float | None) -> float | None:
@@ -46,22 +51,23 @@ def check_deadline(core: Core, deadline: float | None, doing: str) -> None:
         raise Timeout(f"the time was up while {doing}")
 
 
-def send(
-    core: Core, call: Call, *, repeatable: bool = True, deadline: float | None = None, patience: float | None = None
-) -> Operation[Reply]:
+def send(core: Core, call: Call, *, deadline: float | None = None, patience: float | None = None) -> Operation[Reply]:
     """The good answer to `call`.
 
-    Where `repeatable`, connection failures and 429, 502, 503 and 504 are tried again with exponential backoff and
-    jitter, not before `Retry-After`. Every method but a plain POST may be repeated; the POSTs of this API may be too:
-    uploads are content-addressed and jobs carry an idempotency key. Raises `ApiError`, `ConnectionFailed`, `Timeout`.
+    Connection failures and 429, 502, 503 and 504 are tried again with exponential backoff and jitter, not before
+    `Retry-After`. A POST carries an `Idempotency-Key`, the call's own or a new one, the same at every try: what an
+    earlier one made, whose answer was lost, is answered again, and while the server is still at it (409
+    `idempotency_key_in_flight`) that is tried again too. Raises `ApiError`, `ConnectionFailed`, `Timeout`.
     """
+    if call.method == "POST":
+        call = replace(call, headers={KEY_HEADER: uuid.uuid4().hex, **call.headers})
     allowed = core.patience if patience is None else patience
     failing_since: float | None = None
     offset = 0
     tries = streak = 0
     while True:
         tries, streak = tries + 1, streak + 1
-        failure: BillhookError
+        failure: ConnectionFailed | ApiError
         asked = 0.0
         limit = allowed
         try:
@@ -76,10 +82,11 @@ def send(
                 return replace(reply, tries=tries)
             failure = problem(reply)
             failure.repeated = tries > 1
-            if reply.status not in RETRIED_STATUSES:
+            if reply.status not in RETRIED_STATUSES and failure.code != IN_FLIGHT:
                 raise failure
             asked = retry_after(reply)
-        if not repeatable:
+        silent = isinstance(failure, ConnectionFailed) and failure.silent
+        if silent and call.stream is not None:  # a stream can be done without
             raise failure
         if call.sink is not None and call.sink.offset > offset:  # a broken download got further: patience starts anew
             offset, failing_since, streak = call.sink.offset, None, 1

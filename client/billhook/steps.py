@@ -55,6 +55,8 @@ class Call:
     json: Any = None
     file: FileBody | None = None
     sink: Sink | None = None
+    stream: str | None = None
+    """A media type: a good answer of that type is left open (`Reply.connection`), to `Receive` from."""
     read_seconds: float = 60.0
     shielded: bool = False
     """Whether it is made although the task was cancelled (async): how a job is cancelled then."""
@@ -87,13 +89,29 @@ class Reply:
     headers: Mapping[str, str]
     content: bytes
     tries: int = 1
+    connection: Any = field(default=None, repr=False, compare=False)
+    """Of an answer that was left open: what the client knows it by."""
 
     def json(self) -> Any:
         """The body as JSON. Raises `ValueError`."""
         return json.loads(self.content)
 
 
-Step: TypeAlias = Call | Sleep | Blocking[Any]
+@dataclass(frozen=True)
+class Receive:
+    """The next bytes of an answer that was left open; none when it is at its end."""
+
+    reply: Reply
+
+
+@dataclass(frozen=True)
+class HangUp:
+    """Done with an answer that was left open. Those that an operation leaves open are closed when it ends."""
+
+    reply: Reply
+
+
+Step: TypeAlias = Call | Sleep | Blocking[Any] | Receive | HangUp
 Operation: TypeAlias = Generator[Step, Any, T]
 Stream: TypeAlias = Generator[Step | Item[T], Any, None]
 

@@ -57,6 +57,10 @@ class Api:
         services: Services = self.app.state.services
         return services
 
+    def key(self, owner: str, *scopes: str, **given: Any) -> TestClient:
+        """A client with a new key; `given` as for `add_key`."""
+        return key_client(self.app, owner, *scopes, **given)
+
     # --- what a worker would do --------------------------------------------------------------------------------------
 
     def check(
@@ -126,26 +130,23 @@ def settings(tmp_path: Path, database: Path) -> Settings:
     shutil.copy(database, data / "billhook.db")
     return Settings(
         data_dir=data, max_upload_bytes=1_000_000, max_json_bytes=20_000, min_free_bytes=0, log_level="error",
-        long_poll_interval_seconds=0.02, upload_idle_seconds=1,
+        watch_seconds=0.02, upload_idle_seconds=1, key_seconds=0,
     )  # fmt: skip
 
 
 @pytest.fixture
 def api(settings: Settings) -> Iterator[Api]:
     app = create_app(settings)
-    services: Services = app.state.services
+    with key_client(app, "ann", "read", "write") as http:
+        reader, other = key_client(app, "ann", "read"), key_client(app, "bob", "read", "write")
+        yield Api(app, settings, http, reader, other, TestClient(app))
 
-    def client(owner: str | None, *scopes: str) -> TestClient:
-        headers = {}
-        if owner is not None:
-            secret = new_secret()
-            with transaction(services.engine) as session:
-                add_key(session, secret, owner=owner, name="test", scopes=scopes)
-            headers = {"Authorization": f"Bearer {secret}"}
-        return TestClient(app, headers=headers)
 
-    with client("ann", "read", "write") as http:
-        yield Api(app, settings, http, client("ann", "read"), client("bob", "read", "write"), client(None))
+def key_client(app: FastAPI, owner: str, *scopes: str, **given: Any) -> TestClient:
+    secret = new_secret()
+    with transaction(app.state.services.engine) as session:
+        add_key(session, secret, owner=owner, scopes=scopes, **{"name": "test"} | given)
+    return TestClient(app, headers={"Authorization": f"Bearer {secret}"})
 
 
 def problem(answer: httpx.Response, status: int, code: str) -> dict[str, Any]:

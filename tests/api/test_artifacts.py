@@ -102,6 +102,69 @@ def test_head(api: Api, job: str) -> None:
     assert (answer.headers["content-length"], answer.headers["etag"]) == ("5000", f'"{SHA256}"')
 
 
+@pytest.mark.parametrize("extra", [{}, {"Range": "bytes=0-9"}, {"Range": "bytes=9999-"}])
+def test_a_head_knows_no_range(api: Api, job: str, extra: dict[str, str]) -> None:
+    answer = api.http.head(f"{job}/artifacts/pruned.onnx", headers=extra)
+    assert (answer.status_code, answer.headers["accept-ranges"]) == (200, "bytes")
+    assert (answer.headers["content-length"], "content-range" in answer.headers) == ("5000", False)
+
+
+def test_a_head_fetches_nothing(api: Api, job: str) -> None:
+    api.services.artifacts.delete(SHA256)
+    assert api.http.head(f"{job}/artifacts/pruned.onnx").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("header", "status"),
+    [(f'"{SHA256}"', 200), ("*", 200), (f'"x", "{SHA256}"', 200), ('"x"', 412), (f'W/"{SHA256}"', 412)],
+    ids=["same", "any", "one of several", "another", "weak"],
+)
+def test_only_if_it_is_the_same(api: Api, job: str, header: str, status: int) -> None:
+    answer = api.http.get(f"{job}/artifacts/pruned.onnx", headers={"If-Match": header})
+    if status == 200:
+        assert (answer.status_code, answer.content) == (200, CONTENT)
+    else:
+        problem(answer, 412, "precondition_failed")
+        assert answer.headers["etag"] == f'"{SHA256}"'
+
+
+@pytest.mark.parametrize(
+    "header", [f'W/"{SHA256}"', "Sun, 22 Nov 2026 02:39:40 GMT", "x"], ids=["weak", "date", "neither"]
+)
+def test_a_validator_that_is_not_strong_gets_all_of_it(api: Api, job: str, header: str) -> None:
+    answer = api.http.get(f"{job}/artifacts/pruned.onnx", headers={"Range": "bytes=10-", "If-Range": header})
+    assert (answer.status_code, answer.content) == (200, CONTENT)
+
+
+def test_what_one_has_is_told_before_a_range(api: Api, job: str) -> None:
+    headers = {"If-None-Match": f'"{SHA256}"', "Range": "bytes=9999-"}
+    answer = api.http.get(f"{job}/artifacts/pruned.onnx", headers=headers)
+    assert (answer.status_code, answer.headers["cache-control"]) == (304, "private, no-cache")
+
+
+def test_reports_graphs_and_sheets_too(api: Api, job: str, tmp_path: Path) -> None:
+    """Conditional and partial requests are the same for all that is stored."""
+    content = b'{"version": 1, "layers": []}'
+    (tmp_path / "stored").write_bytes(content)
+    stored = api.services.artifacts.put_file(tmp_path / "stored")
+    model, dataset = api.model(b"with a graph", ready=False), api.dataset(ready=False, splits={"seed": 7})
+    api.check(model, summary={}, graph=stored)
+    api.check(dataset, summary={}, contact_sheet=stored)
+    for path in (f"{job}/report", f"/v1/models/{model}/graph", f"/v1/datasets/{dataset}/contact-sheet"):
+        whole = api.http.get(path)
+        tag = whole.headers["etag"]
+        assert (whole.status_code, whole.headers["accept-ranges"]) == (200, "bytes"), path
+        assert api.http.get(path, headers={"If-None-Match": tag}).status_code == 304
+        part = api.http.get(path, headers={"Range": "bytes=-5", "If-Range": tag})
+        assert (part.status_code, part.content) == (206, whole.content[-5:])
+        assert api.http.get(path, headers={"Range": "bytes=-5", "If-Range": '"x"'}).content == whole.content
+        problem(api.http.get(path, headers={"Range": "bytes=9999-"}), 416, "range_not_satisfiable")
+        head = api.http.head(path)
+        assert (head.status_code, head.content, head.headers["content-length"]) == (200, b"", str(len(whole.content)))
+        assert head.headers["etag"] == tag
+        assert head.headers.get("vary") == whole.headers.get("vary")
+
+
 def test_a_part_of_an_empty_file(api: Api, job: str) -> None:
     problem(api.http.get(f"{job}/artifacts/empty.txt", headers={"Range": "bytes=0-"}), 416, "range_not_satisfiable")
 

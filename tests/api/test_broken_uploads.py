@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 from typing import Any
 
@@ -104,3 +105,21 @@ def test_fields_that_cannot_be(api: Api, part: bytes) -> None:
     answer = api.http.post("/v1/datasets", content=b"--b\r\n" + part + b"\r\n--b--\r\n", headers=headers)
     problem(answer, 422, "request_invalid")
     assert nothing_is_left(api)
+
+
+@pytest.mark.parametrize(
+    ("path", "media_type"),
+    [("/v1/models?filename=m.onnx", "application/octet-stream"), ("/v1/jobs", "application/json"),
+     ("/v1/datasets?filename=m.zip", "multipart/form-data; boundary=b"), ("/v1/jobs/job_x/clone", "application/json")],
+)  # fmt: skip
+def test_what_comes_compressed_is_not_taken_for_what_it_stands_for(api: Api, path: str, media_type: str) -> None:
+    headers = {"Content-Type": media_type, "Content-Encoding": "gzip", "Idempotency-Key": "again"}
+    answer = api.http.post(path, content=gzip.compress(b"{}"), headers=headers)
+    problem(answer, 415, "media_type_unsupported")
+    assert answer.headers["accept-encoding"] == "identity"
+    assert nothing_is_left(api)
+
+
+def test_as_it_is_is_no_encoding(api: Api) -> None:
+    headers = {"Content-Type": "application/octet-stream", "Content-Encoding": "identity"}
+    assert api.http.post("/v1/models?filename=m.onnx", content=b"x", headers=headers).status_code == 201

@@ -1,8 +1,7 @@
-"""Jobs: all faults at once, idempotency, lists, cancelling, events, waiting."""
+"""Jobs: submitted, and refused with all faults at once."""
 
 from __future__ import annotations
 
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -333,53 +332,3 @@ def test_a_name_that_is_there_twice(api: Api) -> None:
 def test_a_body_that_is_not_json(api: Api) -> None:
     problem(api.http.post("/v1/jobs", content=b"{}"), 415, "media_type_unsupported")
     problem(api.http.post("/v1/jobs", data={"model": "x"}), 415, "media_type_unsupported")
-
-
-# --- idempotency -----------------------------------------------------------------------------------------------------
-
-
-def test_the_same_key_makes_one_job(api: Api) -> None:
-    body = {"model": api.model(), "datasets": [api.dataset()], "recipe": RECIPE}
-    headers = {"Idempotency-Key": "deploy-17"}
-    first = api.http.post("/v1/jobs", json=body, headers=headers)
-    api.http.post(f"/v1/jobs/{first.json()['id']}/cancel")
-    second = api.http.post("/v1/jobs", json=body, headers=headers)
-    assert "idempotent-replayed" not in first.headers
-    assert second.headers["idempotent-replayed"] == "true"
-    assert (second.status_code, second.json()) == (202, first.json()), "the first answer, though the job has moved on"
-    assert second.headers["location"] == first.headers["location"]
-    assert count(api) == 1
-    other = api.http.post("/v1/jobs", json=body | {"name": "other"}, headers=headers)
-    problem(other, 422, "idempotency_key_reused")
-    assert api.http.post("/v1/jobs", json=body).json()["id"] != first.json()["id"]
-    assert api.other.post("/v1/jobs", json=body, headers=headers).status_code == 422, "another owner's key is another"
-
-
-def test_a_request_that_was_refused_may_be_put_right(api: Api) -> None:
-    headers = {"Idempotency-Key": "k"}
-    body = {"model": api.model(), "datasets": [api.dataset()], "recipe": "x"}
-    problem(api.http.post("/v1/jobs", json=body, headers=headers), 422, "recipe_invalid")
-    assert api.http.post("/v1/jobs", json=body | {"recipe": RECIPE}, headers=headers).status_code == 202
-
-
-def test_the_same_key_at_the_same_time(api: Api) -> None:
-    body = {"model": api.model(), "datasets": [api.dataset()], "recipe": RECIPE}
-    answers: list[Any] = []
-
-    def post() -> None:
-        answers.append(api.http.post("/v1/jobs", json=body, headers={"Idempotency-Key": "k"}).json()["id"])
-
-    threads = [threading.Thread(target=post) for _ in range(5)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(answers) == 5
-    assert len(set(answers)) == 1
-    assert count(api) == 1
-
-
-@pytest.mark.parametrize("key", ["", "x" * 256, "has space"])
-def test_a_key_that_is_none(api: Api, key: str) -> None:
-    answer = api.http.post("/v1/jobs", json={}, headers={"Idempotency-Key": key})
-    assert pointers(problem(answer, 400, "parameter_invalid")) == {"/Idempotency-Key"}

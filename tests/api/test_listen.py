@@ -7,16 +7,25 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import uvicorn
 from fastapi import FastAPI, Request
+from sqlalchemy import Engine
 
 from api import listen
 from api.bodies import read_body
 from api.errors import Refused
+from store import idempotency
+from store.database import transaction
+from store.idempotency import Slot
 from tests.api.conftest import Api, problem
+from tests.api.live import serve
+from tests.store.conftest import OWNER, engine, postgres, postgres_url, sqlite_template
+
+__all__ = ["engine", "postgres", "postgres_url", "sqlite_template"]  # fixtures
 
 
 @pytest.fixture
@@ -59,6 +68,36 @@ def test_an_answer_may_take_longer_and_a_second_head_may_not(address: tuple[str,
         connection.sendall(b"GET / HTTP/1.1\r\n")
         assert connection.recv(100) == b""
         assert 0.3 < time.monotonic() - began < 3
+
+
+def test_a_head_that_comes_at_once_is_not_taken_either(address: tuple[str, int]) -> None:
+    head = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\nX: " + b"y" * 100_000 + b"\r\n\r\n"
+    for sent, status in ((head, b"431"), (head.replace(b"y" * 50_000, b""), b"200")):
+        with socket.create_connection(address, timeout=5) as connection:
+            connection.sendall(sent)
+            assert connection.recv(1_000).split()[1] == status
+
+
+def test_an_upload_that_is_cut_off_by_the_end_of_the_server_holds_no_key(engine: Engine, tmp_path: Path) -> None:
+    with serve(engine, tmp_path) as live, socket.create_connection(live.address, timeout=20) as connection:
+        head = [
+            "POST /v1/models?filename=m.onnx HTTP/1.1", "Host: x", f"Authorization: Bearer {live.key}",
+            "Content-Type: application/octet-stream", "Content-Length: 1000", "Idempotency-Key: again", "", "x",
+        ]  # fmt: skip
+        connection.sendall("\r\n".join(head).encode())
+        uploads = tmp_path / "uploads"
+        deadline = time.monotonic() + 20
+        while not (uploads.is_dir() and any(uploads.iterdir())):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        live.process.terminate()
+        answer = connection.recv(10_000)
+        assert answer.startswith(b"HTTP/1.1 503")
+        live.process.wait(20)
+        assert not any(uploads.iterdir())
+        with transaction(engine) as session:  # else it raises `IdempotencyKeyInFlight` for half a minute
+            held = idempotency.reserve(session, Slot(OWNER, "POST /v1/models", "again"))
+        assert isinstance(held, idempotency.Reservation)
 
 
 def test_a_json_body_that_trickles_in_is_given_up(api: Api) -> None:

@@ -13,16 +13,18 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
 import pytest
 from pydantic import SecretStr
+from sqlalchemy import text
 
-from api.serve import CannotStart, _children, _lock, _prepare, _secret, main
-from api.supervisor import Child, Supervisor
-from store.database import connect, reading
-from store.keys import authenticate
+from api.serve import CannotStart, _children, _keep, _lock, _prepare, _secret, main
+from store.database import connect, reading, transaction
+from store.keys import SCOPES, add_key, authenticate
+from store.migrate import require_current, upgrade
 from store.settings import Settings
 
 ROOT = Path(__file__).parent.parent.parent
@@ -209,12 +211,18 @@ def test_a_port_that_is_taken(tmp_path: Path, here: Here) -> None:
 
 
 def test_the_key_of_the_settings_takes_the_place_of_the_one_that_is_there(tmp_path: Path) -> None:
-    made = _secret(Settings(data_dir=tmp_path))
+    def chosen(**given: Any) -> str:
+        settings = Settings(data_dir=tmp_path, **given)
+        secret = _secret(settings)
+        _keep(settings, secret)
+        assert stat.S_IMODE((tmp_path / "key").stat().st_mode) == 0o600
+        return secret
+
+    made = chosen()
     assert made.startswith("bh_")
     (tmp_path / "key").chmod(0o644)
-    assert _secret(Settings(data_dir=tmp_path)) == made
-    assert stat.S_IMODE((tmp_path / "key").stat().st_mode) == 0o600
-    assert _secret(Settings(data_dir=tmp_path, api_key=SecretStr(" bh_given\n"))) == "bh_given"
+    assert chosen() == made
+    assert chosen(api_key=SecretStr(" bh_given\n")) == "bh_given"
     assert (tmp_path / "key").read_text() == "bh_given\n"
 
 
@@ -288,45 +296,74 @@ def test_nothing_outlives_a_server_and_the_key_stays(tmp_path: Path) -> None:
     assert keys[0] == keys[1]
 
 
+def test_in_a_container_it_logs_to_standard_error_and_is_probed(tmp_path: Path) -> None:
+    def probe() -> subprocess.CompletedProcess[str]:
+        environment = os.environ | {"BILLHOOK_DATA_DIR": str(tmp_path)}
+        return subprocess.run(
+            [sys.executable, "-m", "api.probe"], cwd=ROOT, env=environment, capture_output=True, text=True
+        )
+
+    early = probe()
+    assert (early.returncode, early.stderr) == (1, "no server answers here\n")
+    server = start(tmp_path, "--no-worker", "--log-stderr")
+    _ready(server, tmp_path)
+    address = (tmp_path / "address").read_text()
+    assert probe().returncode == 0
+    output, errors = stop(server)
+    assert f"key is in {tmp_path}" in output
+    assert '"path": "/healthz"' in errors, "the lines of the API"
+    assert not (tmp_path / "logs").exists()
+    (tmp_path / "address").write_text(address)  # of a server that was killed
+    late = probe()
+    assert (late.returncode, late.stderr) == (1, f"the server at {address.strip()} does not answer\n")
+
+
+def test_a_key_that_might_be_guessed_is_told(tmp_path: Path, here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    for key, told in (("bh_given", True), ("b" * 32, False)):
+        monkeypatch.setenv("BILLHOOK_API_KEY", key)
+        status, errors = here("--data-dir", str(tmp_path), "--host", "0.0.0.0")
+        assert (status, "might be guessed" in errors) == (1, told), errors
+        assert key not in errors
+
+
+def test_a_key_that_is_anothers_does_not_become_the_servers(tmp_path: Path) -> None:
+    settings = Settings(data_dir=tmp_path)
+    _prepare(settings)
+    engine = connect(settings.database_url)
+    with transaction(engine) as session:
+        add_key(session, "bh_anns", owner="ann", name="laptop", scopes=["read"])
+    with pytest.raises(CannotStart, match="'laptop' of the owner 'ann'"):
+        _prepare(settings.model_copy(update={"api_key": SecretStr("bh_anns")}))
+    with reading(engine) as session:
+        found = authenticate(session, "bh_anns")
+        assert found is not None
+        assert (found.owner, found.scopes) == ("ann", {"read"})
+        server = authenticate(session, (tmp_path / "key").read_text().strip())
+        assert server is not None, "the one from before goes on"
+        assert server.scopes == set(SCOPES)
+    engine.dispose()
+
+
 def _alive(processes: list[psutil.Process]) -> bool:
     return any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in processes)
 
 
-def test_a_log_is_rotated_while_its_process_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("api.supervisor.MAX_LOG_BYTES", 3_000)
-    (tmp_path / "talking.py").write_text("import time\nfor n in range(9999): print(n, flush=True); time.sleep(0.0005)")
-    child = Child("talking", ("talking",))
-    supervisor = Supervisor([child], os.environ | {"PYTHONPATH": str(tmp_path)}, tmp_path)
-    new, old = tmp_path / "talking.log", tmp_path / "talking.log.1"
-    first: list[str] = []
-
-    def watch() -> None:
-        if old.exists() and not first:
-            first.append(old.read_text())
-        if first and old.read_text() != first[0] and new.stat().st_size > 0:
-            supervisor.stop()
-
-    supervisor.run(watch)
-    assert first[0].startswith("0\n1\n")
-    lines = [int(line) for line in (old.read_text() + new.read_text()).split()]
-    assert lines[0] > 100
-    assert lines == sorted(lines)
-    assert new.read_bytes().isascii()
-    assert b"\0" not in new.read_bytes(), "written at its end, not where the end was before"
+def test_a_database_of_a_newer_version_is_said_to_be_one(tmp_path: Path) -> None:
+    settings = Settings(data_dir=tmp_path)
+    engine = connect(settings.database_url)
+    upgrade(engine)
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    engine.dispose()
+    with pytest.raises(CannotStart, match=r"revision 9999\) is newer than this version"):
+        _prepare(settings)
+    assert not (tmp_path / "key").exists()
 
 
-def test_a_child_that_keeps_dying_is_started_ever_more_slowly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("api.supervisor.FIRST_WAIT_SECONDS", 0.2)
-    child = Child("dying", ("no_such_module_at_all",))
-    supervisor = Supervisor([child], dict(os.environ), tmp_path)
-    waits: list[float] = []
-
-    def watch() -> None:
-        if child.wait and (not waits or waits[-1] != child.wait):
-            waits.append(child.wait)
-        if len(waits) == 3:
-            supervisor.stop()
-
-    supervisor.run(watch)
-    assert waits == [0.2, 0.4, 0.8]
-    assert "No module named" in (tmp_path / "dying.log").read_text()
+def test_a_database_of_an_older_version_is_migrated(tmp_path: Path) -> None:
+    settings = Settings(data_dir=tmp_path)
+    engine = connect(settings.database_url)
+    upgrade(engine, "0001")
+    _prepare(settings)
+    require_current(engine)
+    engine.dispose()

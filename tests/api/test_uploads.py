@@ -163,7 +163,7 @@ def test_a_body_over_the_limit(api: Api) -> None:
 
 def test_a_full_disk(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr("api.uploads.shutil.disk_usage", lambda _: usage(10**9, 10**9, 1_000))
+    monkeypatch.setattr("api.spool.shutil.disk_usage", lambda _: usage(10**9, 10**9, 1_000))
     answer = api.http.post("/v1/models", **raw())
     assert "BILLHOOK_MIN_FREE_BYTES" in problem(answer, 507, "storage_full")["detail"]
     assert answer.headers["retry-after"]

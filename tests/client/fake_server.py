@@ -14,42 +14,15 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
 from urllib.parse import parse_qsl, urlsplit
 
-GRAPH: dict[str, Any] = {
-    "version": 1,
-    "totals": {"params": 272474, "macs": 40813184, "filters": 784, "layers": 1, "groups": 2, "cuttable_groups": 1,
-               "residual_blocks": 1, "branch_blocks": 1, "plain_layers": 0, "bypassable": 2, "frozen": 1,
-               "free_params": 271312, "free_params_share": 0.9957, "conv_params": 270256,
-               "free_conv_params_share": 1.0},
-    "layers": [{"name": "layer1.0.conv1", "kind": "Conv2d", "input_shape": [16, 32, 32], "output_shape": [16, 32, 32],
-                "channels": 16, "params": 2304, "macs": 2359296, "groups": ["layer1.0.conv1"], "frozen": False}],
-    "groups": [
-        {"name": "conv1", "width": 16, "unit_channels": 1, "cuttable": True, "always_kept": 3,
-         "producers": ["conv1", "layer1.0.conv2", "layer1.1.conv2", "layer1.2.conv2"], "carriers": ["bn1"],
-         "consumers": ["layer1.0.conv1"]},
-        {"name": "fc", "width": 10, "unit_channels": 1, "cuttable": False, "always_kept": 0, "producers": ["fc"],
-         "carriers": [], "consumers": []},
-    ],
-    "blocks": [
-        {"name": "layer1.0", "kind": "residual", "position": 0, "layers": ["layer1.0.conv1"],
-         "removed": ["layer1.0.conv1"], "params": 4672, "macs": 4718592, "input_shape": [16, 32, 32],
-         "output_shape": [16, 32, 32], "shortcut": "identity", "projection": False, "alike": "layer1.0",
-         "inside": None, "bypassable": True, "reason": None, "branches": []},
-        {"name": "mixed", "kind": "branches", "position": 0, "layers": ["mixed.b1", "mixed.b2"],
-         "removed": ["mixed.b1", "mixed.b2"], "params": 20, "macs": 30, "input_shape": [16, 8, 8],
-         "output_shape": [4, 8, 8], "shortcut": None, "projection": False, "alike": "mixed", "inside": "outer",
-         "bypassable": True, "reason": None, "branches": [
-             {"name": "b1", "layers": ["mixed.b1"], "params": 10, "macs": 15, "bypassable": True, "reason": None},
-             {"name": "b2", "layers": ["mixed.b2"], "params": 10, "macs": 15, "bypassable": False,
-              "reason": "its channels go together with those of fc2"}]},
-    ],
-    "frozen": [{"operator": "output", "node": "linear", "layers": ["fc"],
-                "reason": "the channels of a model output stay"}],
-}  # fmt: skip
+from tests.client.dry_run_answer import dry_run
+from tests.client.fake_answers import GRAPH, WHEN, WORKERS
+from tests.client.fake_stream import stream_events
+
 KEY = "bh_" + "k" * 43
-WHEN = "2026-11-21T06:00:00Z"
 PRUNED = bytes(range(256)) * 4096  # 1 MiB
 SHEET = b"a picture of some images"
 Document = dict[str, Any]
+OVER = ("succeeded", "failed", "cancelled")
 
 
 def report(*, met: bool) -> Document:
@@ -91,24 +64,33 @@ class FakeServer:
     has_sheets: bool = True
     recipe_problem: Document | None = None
     submit_problem: Document | None = None
+    dry_run: Document = field(default_factory=lambda: dry_run(met=True))
+    dry_run_looks: int = 0  # how often it is not known yet
     break_download_after: list[int] = field(default_factory=list)
     two_files: bool = False
     etag: str | None = f'"{hashlib.sha256(PRUNED).hexdigest()}"'
     on_range: Callable[[], None] | None = None
     wrong_upload_hash: bool = False
+    stream: str = "text/event-stream"
+    """What a stream's answer calls itself; "" refuses streams."""
+    cuts: list[int] = field(default_factory=list)
+    """After how many messages the next streams break."""
+    silent_streams: bool = False
     page_size: int = 50
 
     log: list[str] = field(default_factory=list)
     headers: list[Document] = field(default_factory=list)
     bodies: list[Any] = field(default_factory=list)
+    queries: list[dict[str, str]] = field(default_factory=list)  # of dry runs
     models: dict[str, Document] = field(default_factory=dict)
     datasets: dict[str, Document] = field(default_factory=dict)
     jobs: dict[str, Document] = field(default_factory=dict)
     looks: dict[str, int] = field(default_factory=lambda: defaultdict(int))
-    by_key: dict[str, str] = field(default_factory=dict)
-    failures: dict[str, list[tuple[int, Document] | str]] = field(default_factory=lambda: defaultdict(list))
+    by_key: dict[tuple[str, str], tuple[int, Document, bytes]] = field(default_factory=dict)
+    """The answers to what came with an idempotency key."""
+    failures: dict[str, list[tuple[int, Document] | str | None]] = field(default_factory=lambda: defaultdict(list))
     """By "METHOD path", what happens to the next ones: (status, headers), "drop" (no answer), "lose" (done, but no
-    answer), "hang" (no answer for long)."""
+    answer), "hang" (no answer for long), None (nothing)."""
     url: str = ""
     closing: threading.Event = field(default_factory=threading.Event)
 
@@ -185,9 +167,7 @@ class FakeServer:
             )  # fmt: skip
         return record
 
-    def submit(self, key: str | None, body: Document) -> Document:
-        if key is not None and key in self.by_key:
-            return self.jobs[self.by_key[key]]
+    def submit(self, body: Document) -> Document:
         job = {
             "id": f"job_{len(self.jobs) + 1:026}", "name": "", "kind": "prune", "tags": [], "requirements": {},
             "stage": None, "progress": 0.0, "eta_seconds": None, "results": None, "error": None, "attempts": [],
@@ -195,12 +175,14 @@ class FakeServer:
             "recipe": {"name": body["recipe"]} if isinstance(body["recipe"], str) else body["recipe"],
         }  # fmt: skip
         self.jobs[job["id"]] = job
-        if key is not None:
-            self.by_key[key] = job["id"]
         return job
 
+    def clone(self, job: Document, changes: Document) -> Document:
+        asked = {name: job[name] for name in ("model", "datasets", "recipe", "name", "kind", "tags")}
+        return self.submit({**asked, **changes, "cloned_from": job["id"]})
+
     def look_at_job(self, job: Document) -> Document:
-        if job["state"] not in ("succeeded", "failed", "cancelled"):
+        if job["state"] not in OVER:
             if job["state"] == "cancelling":
                 job["state"] = "cancelled"
             else:
@@ -257,6 +239,10 @@ class _Handler(BaseHTTPRequestHandler):
         if self.headers.get("Authorization") != f"Bearer {KEY}":
             return self._problem(401, "unauthenticated")
         self._lose = failure == "lose"
+        self._key = (request, self.headers.get("Idempotency-Key", ""))
+        if self._key in fake.by_key:
+            status, headers, content = fake.by_key[self._key]
+            return self._send(status, {**headers, "Idempotent-Replayed": "true"}, content)
         is_json = self.headers.get("Content-Type") == "application/json"
         body = json.loads(head) if is_json and head else None
         sha256 = None if is_json else digest.hexdigest()
@@ -265,6 +251,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _route(self, method: str, path: str, query: dict[str, str], body: Any, sha256: str | None, size: int) -> None:
         fake = self.server_state
         match method, path.removeprefix("/v1/").split("/"):
+            case "GET", ["workers"]:
+                self._json({"items": WORKERS, "next_page_token": None})
             case "GET", ["recipes"]:
                 self._json({"items": [{"name": "half", "description": "Half of it."}], "next_page_token": None})
             case "GET", ["recipes", "schema"]:
@@ -304,23 +292,46 @@ class _Handler(BaseHTTPRequestHandler):
                 self._json({"recipe": {"name": body["recipe"]} if isinstance(body["recipe"], str) else body["recipe"]})
             case "POST", ["jobs"] if fake.submit_problem is not None:
                 self._json(fake.submit_problem, fake.submit_problem["status"])
+            case "POST", ["jobs"] if query.get("dry_run") == "true":
+                fake.queries.append(query)
+                self._dry_run()
+            case "GET", ["dry-runs", "dry_1"]:
+                fake.queries.append(query)
+                self._dry_run()
+            case "DELETE", ["dry-runs", "dry_1"]:
+                self._send(204, {}, b"")
             case "POST", ["jobs"]:
-                self._json(fake.submit(self.headers.get("Idempotency-Key"), body), 202)
+                self._json(fake.submit(body), 202)
             case _, ["jobs", job, *rest] if job in fake.jobs:
-                self._job(fake.jobs[job], rest, query)
+                self._job(fake.jobs[job], rest, query, body)
             case _:
                 self._problem(404, "not_found")
 
-    def _job(self, job: Document, rest: list[str], query: dict[str, str]) -> None:
+    def _dry_run(self) -> None:
+        fake = self.server_state
+        fake.dry_run_looks -= 1
+        if fake.dry_run_looks < 0:
+            return self._json(fake.dry_run)
+        self._json({"id": "dry_1", "state": "running", "created_at": WHEN, "links": {}}, 202)
+
+    def _job(self, job: Document, rest: list[str], query: dict[str, str], body: Any) -> None:
         fake = self.server_state
         match rest:
             case []:
                 self._json(fake.look_at_job(job))
-            case ["cancel"] if job["state"] in ("succeeded", "failed", "cancelled"):
+            case ["cancel"] if job["state"] in OVER:
                 self._problem(409, "job_terminal")
             case ["cancel"]:
                 job["state"] = "cancelled" if job["state"] == "queued" else "cancelling"
                 self._json(job, 202)
+            case ["retry"] if job["state"] in ("running", "cancelling"):
+                self._problem(409, "job_running")
+            case ["retry"]:
+                self._json(job if job["state"] == "queued" else fake.clone(job, {}), 202)
+            case ["clone"]:
+                self._json(fake.clone(job, body or {}), 202)
+            case ["events"] if "text/event-stream" in self.headers["Accept"]:
+                stream_events(self, fake, job, int(query["after"]))
             case ["events"]:
                 limit, after = int(query["limit"]), int(query["after"])
                 found = [event for event in fake.events(job) if event["seq"] > after]
@@ -366,6 +377,8 @@ class _Handler(BaseHTTPRequestHandler):
         )
 
     def _send(self, status: int, headers: Document, body: bytes, cut: int | None = None) -> None:
+        if status < 300 and self.command == "POST" and self._key[1]:
+            self.server_state.by_key[self._key] = (status, headers, body)
         if getattr(self, "_lose", False):
             self.close_connection = True
             return

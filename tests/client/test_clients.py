@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import billhook
-from billhook.operations import jobs, prune, uploads
+from billhook.operations import dry_runs, jobs, keys, prune, uploads, workers
 from tests.client.either import Either
 from tests.client.fake_server import KEY, FakeServer
 
@@ -30,7 +30,7 @@ def test_both_have_the_same_methods_and_help() -> None:
             assert next(iter(ours.parameters)) == "self"
             assert "Operation" not in str(ours)
     returns = {name: str(getattr(value, "__annotations__", {}).get("return"))
-               for module in (uploads, jobs, prune) for name, value in vars(module).items()
+               for module in (uploads, jobs, prune, keys, dry_runs, workers) for name, value in vars(module).items()
                if getattr(value, "__module__", "") == module.__name__ and name[0] != "_"}  # fmt: skip
     operations = {name for name, result in returns.items() if result.startswith(("Operation", "Stream"))}
     assert operations == set(sync) - {"close"}

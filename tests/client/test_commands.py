@@ -13,8 +13,9 @@ from tests.client.command import Command
 from tests.client.fake_server import KEY, PRUNED, FakeServer, report
 
 BILLHOOK = ["prune", "report", "download", "up", "models list", "models show", "models add", "models delete",
-            "datasets list", "datasets show", "datasets add", "datasets delete", "recipes list", "recipes show",
-            "recipes schema", "jobs list", "jobs show", "jobs watch", "jobs cancel", "jobs events"]  # fmt: skip
+            "datasets list", "datasets show", "datasets add", "datasets delete", "keys add", "keys list", "keys revoke",
+            "keys show", "recipes list", "recipes show", "recipes schema", "jobs list", "jobs show", "jobs watch",
+            "jobs cancel", "jobs retry", "jobs clone", "jobs events", "workers"]  # fmt: skip
 
 
 def prune(model_file: Path, *more: str) -> list[str]:

@@ -13,7 +13,8 @@ from billhook.cli.graph_tables import names
 from billhook.results import Graph, parse
 from tests.client.command import Command
 from tests.client.either import Either
-from tests.client.fake_server import GRAPH, FakeServer
+from tests.client.fake_answers import GRAPH
+from tests.client.fake_server import FakeServer
 
 REFUSAL = {"code": "operator_unknown", "message": "Einsum is not on the list", "faults": []}
 

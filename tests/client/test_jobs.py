@@ -97,6 +97,27 @@ def test_cancelling(client: Either, fake: FakeServer, job_id: str) -> None:
         client.wait_for_job(job_id)
 
 
+def test_the_lost_answer_of_a_retry_or_a_clone_makes_one_job(client: Either, fake: FakeServer, job_id: str) -> None:
+    client.cancel_job(job_id)
+    fake.failures[f"POST /v1/jobs/{job_id}/retry"] = ["lose", (503, {})]
+    again = client.retry_job(job_id)
+    assert (again.cloned_from, again.state, len(fake.jobs)) == (job_id, "queued", 2)
+    assert client.retry_job(again.id).id == again.id, "queued: the same"
+    fake.failures[f"POST /v1/jobs/{again.id}/clone"] = ["lose"]
+    clone = client.clone_job(again.id, name="b", tags=[], recipe={"version": 1}, device="cpu", kind="k")
+    assert (clone.cloned_from, clone.name, clone.device, len(fake.jobs)) == (again.id, "b", "cpu", 3)
+    sent = {"name": "b", "tags": [], "recipe": {"version": 1}, "device": "cpu", "kind": "k"}
+    assert json.loads(fake.bodies[-1]) == sent
+    client.clone_job(again.id)
+    assert json.loads(fake.bodies[-1]) == {}
+    client.clone_job(again.id, idempotency_key="mine")
+    assert fake.headers[-1]["Idempotency-Key"] == "mine"
+    fake.jobs[again.id]["state"] = "running"
+    with pytest.raises(billhook.ApiError) as caught:
+        client.retry_job(again.id)
+    assert caught.value.code == "job_running"
+
+
 def test_reports_recipes_and_files(client: Either, finished: str) -> None:
     report = client.get_report(finished)
     assert report.variants["pruned"]["params"] == 120000

@@ -15,7 +15,7 @@ from tests.client.fake_server import PRUNED, FakeServer, report
 
 @pytest.fixture
 def job_id(fake: FakeServer) -> str:
-    job: str = fake.submit(None, {"model": "mdl_1", "datasets": ["ds_1"], "recipe": "half"})["id"]
+    job: str = fake.submit({"model": "mdl_1", "datasets": ["ds_1"], "recipe": "half"})["id"]
     return job
 
 
@@ -102,6 +102,25 @@ def test_jobs(run: Command, fake: FakeServer, job_id: str) -> None:
     assert run("jobs", "watch", job_id).code == 1
     ended = run("jobs", "cancel", job_id, "--json")
     assert (ended.code, ended.document["error"]["code"]) == (1, "job_terminal")
+
+
+def test_retry_and_clone(run: Command, fake: FakeServer, job_id: str) -> None:
+    assert run("jobs", "retry", job_id).out == f"{job_id}: queued\n"
+    clone = run("jobs", "clone", job_id, "--name", "b", "--tag", "x", "--tag", "y", "--recipe", "half",
+                "--require", "params_ratio<=0.5", "--device", "cpu", "--kind", "k", "--json").document  # fmt: skip
+    assert (clone["cloned_from"], clone["name"], clone["tags"], clone["kind"]) == (job_id, "b", ["x", "y"], "k")
+    assert (clone["requirements"], clone["device"]) == ({"params_ratio": "<= 0.5"}, "cpu")
+    plain = run("jobs", "clone", job_id)
+    assert plain.out.endswith(f": queued, from {job_id}\n")
+    assert json.loads(fake.bodies[-1]) == {}
+    fake.jobs[job_id]["state"] = "running"
+    refused = run("jobs", "retry", job_id, "--json")
+    assert (refused.code, refused.document["error"]["code"]) == (1, "job_running")
+    fake.jobs[job_id]["state"] = "failed"
+    assert run("jobs", "retry", job_id).out.endswith(f": queued, from {job_id}\n")
+    assert run("jobs", "clone", "job_none").code == 2
+    assert run("jobs", "clone", job_id, "--require", "fast").code == 2
+    assert run("jobs", "clone", job_id, "--recipe", "none.yaml").code == 2
 
 
 def test_watching_exits_as_prune_would(run: Command, fake: FakeServer, job_id: str) -> None:

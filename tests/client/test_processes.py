@@ -144,8 +144,8 @@ def test_a_terminal_gets_a_bar_and_its_cursor_back(
 
 
 def test_a_reader_that_leaves_is_no_error(fake: FakeServer, environment: dict[str, str]) -> None:
-    for number in range(300):
-        fake.submit(str(number), {"model": "mdl_1", "datasets": ["ds_1"], "recipe": "half"})
+    for _ in range(300):
+        fake.submit({"model": "mdl_1", "datasets": ["ds_1"], "recipe": "half"})
     process = start([sys.executable, "-m", "billhook", "jobs", "list", "--limit", "300", "--json"], environment)
     assert process.stdout is not None
     assert process.stderr is not None

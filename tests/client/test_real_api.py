@@ -19,10 +19,13 @@ import billhook
 from api.app import create_app
 from billhook.cli import tables
 from core.report import Cost, Latency, Memory, Report, RequirementResult, SplitScore, Variant
-from store import keys, leases, uploads
+from store import keys, leases, uploads, workers
+from store.columns import now_utc
 from store.database import transaction
+from store.ids import new_id
 from store.migrate import upgrade
 from store.settings import Settings
+from store.workers import Identity
 
 SECRET = keys.new_secret()
 RECIPE = {"steps": [{"method": "filter_norm", "target": {"params": 0.5}}]}
@@ -235,7 +238,72 @@ def test_a_job_from_submission_to_file(app: FastAPI, model_file: Path, tmp_path:
             assert (made[0].state, made[0].bytes) == ("ready", len(files["pruned.onnx"]))
 
             cancelled = await client.submit_job(model.id, [dataset.id], RECIPE)
+            assert (await client.retry_job(cancelled.id)).id == cancelled.id, "queued"
             assert (await client.cancel_job(cancelled.id)).state == "cancelled"
+            again = await client.retry_job(cancelled.id)
+            assert (again.cloned_from, again.state, again.recipe) == (cancelled.id, "queued", cancelled.recipe)
+            clone = await client.clone_job(job.id, name="other", tags=[], requirements={"params_ratio": "<= 0.4"})
+            assert (clone.cloned_from, clone.name, clone.tags, clone.recipe) == (job.id, "other", (), job.recipe)
+            with pytest.raises(billhook.ApiError) as caught:
+                await client.clone_job(job.id, recipe={"seed": -1, "steps": []})
+            assert "/recipe/seed" in {fault.pointer for fault in caught.value.faults}
+
+    anyio.run(main)
+
+
+class Losing(httpx.ASGITransport):
+    """Does what is asked, and loses the first answer to every address that is posted to."""
+
+    def __init__(self, app: FastAPI) -> None:
+        super().__init__(app)
+        self.lost: list[tuple[str, int]] = []
+        self.seen: list[tuple[str, str]] = []
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        answer = await super().handle_async_request(request)
+        if request.method == "POST":
+            self.seen.append((request.url.path, answer.headers.get("idempotent-replayed", "")))
+            if request.url.path not in {path for path, _ in self.lost}:
+                self.lost.append((request.url.path, answer.status_code))
+                raise httpx.ReadError("lost")
+        return answer
+
+
+def test_no_lost_answer_makes_anything_twice(app: FastAPI, tmp_path: Path) -> None:
+    model_file = tmp_path / "model.onnx"
+    model_file.write_bytes(b"a model")
+
+    async def main() -> None:
+        losing = Losing(app)
+        async with billhook.AsyncClient("http://127.0.0.1", SECRET, transport=losing, patience=20) as client:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(inspect_soon, app, "model")
+                model = await client.upload_model(model_file, timeout=20)
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(inspect_soon, app, "dataset")
+                dataset = await client.add_dataset("builtin:digits", timeout=20)
+            job = await client.submit_job(model.id, [dataset.id], RECIPE)
+            assert (await client.cancel_job(job.id)).state == "cancelled"
+            again = await client.retry_job(job.id)
+            clone = await client.clone_job(job.id, name="clone")
+            assert [each.id async for each in client.list_jobs()] == [clone.id, again.id, job.id]
+        here = f"/v1/jobs/{job.id}"
+        paths = ["/v1/models", "/v1/datasets", "/v1/jobs", f"{here}/cancel", f"{here}/retry", f"{here}/clone"]
+        assert losing.lost == list(zip(paths, [201, 201, 202, 202, 202, 202], strict=True))
+        assert losing.seen == [(path, replayed) for path in paths for replayed in ("", "true")]
+
+    anyio.run(main)
+
+
+def test_workers(app: FastAPI) -> None:
+    async def main() -> None:
+        who = Identity(new_id("wrk"), "box:1", "box", ("gpu", "gpu-0"), "cuda:0", None)
+        with transaction(app.state.services.engine) as session:
+            workers.beat(session, who, started_at=now_utc(), seconds=30, subject_id="job_of_another")
+        async with connected(app) as client:
+            (worker,) = [each async for each in client.list_workers()]
+        assert (worker.id, worker.name, worker.queues, worker.device) == (who.id, "box:1", ("gpu", "gpu-0"), "cuda:0")
+        assert (worker.state, worker.busy, worker.works_on, worker.version) == ("alive", True, None, None)
 
     anyio.run(main)
 

@@ -84,10 +84,29 @@ def test_retry_after_may_be_a_date_or_nonsense() -> None:
     assert retry_after(Reply(503, {"retry-after": "soon"}, b"")) == 0
 
 
-def test_what_must_not_be_repeated_is_not() -> None:
-    error, pauses = drive([ConnectionFailed("broke")], repeatable=False)
-    assert isinstance(error, ConnectionFailed)
-    assert pauses == []
+def test_a_key_that_is_in_flight_is_tried_again_and_stays_the_same() -> None:
+    in_flight = Reply(409, {"retry-after": "1"}, b'{"code": "idempotency_key_in_flight"}')
+    reply, pauses = drive([in_flight, in_flight, GOOD])
+    assert (reply.tries, pauses) == (3, [1.0, 1.0])
+
+    operation = send(Core(jitter=lambda: 1.0), Call("POST", "/v1/jobs"))
+    first = next(operation)
+    assert isinstance(operation.send(in_flight), Sleep)
+    second = operation.send(None)
+    assert isinstance(first, Call)
+    assert isinstance(second, Call)
+    assert first.headers["Idempotency-Key"] == second.headers["Idempotency-Key"]
+
+
+def test_every_post_has_a_key() -> None:
+    def key(call: Call) -> str | None:
+        step = next(send(Core(), call))
+        assert isinstance(step, Call)
+        return step.headers.get("Idempotency-Key")
+
+    assert key(Call("POST", "/v1/jobs")) not in (None, key(Call("POST", "/v1/jobs")))
+    assert key(Call("POST", "/v1/jobs", headers={"Idempotency-Key": "mine"})) == "mine"
+    assert key(CALL) is None
 
 
 def test_the_deadline_ends_the_trying() -> None:

@@ -86,6 +86,34 @@ def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
 
 
 @pytest.fixture
+def fresh_postgres(postgres_url: str) -> Iterator[Engine]:
+    """A PostgreSQL database without a schema."""
+    name = f"{make_url(postgres_url).database}_fresh"
+    admin = connect(POSTGRES).execution_options(isolation_level="AUTOCOMMIT")
+    with admin.connect() as connection:
+        connection.execute(text(f"CREATE DATABASE {name}"))
+    engine = connect(make_url(postgres_url).set(database=name).render_as_string(hide_password=False))
+    try:
+        yield engine
+    finally:
+        engine.dispose()
+        with admin.connect() as connection:
+            connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
+        admin.dispose()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def fresh(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
+    """A database without a schema."""
+    if request.param == "postgresql":
+        yield request.getfixturevalue("fresh_postgres")
+        return
+    engine = connect(f"sqlite:///{tmp_path}/new folder %/billhook.db")
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
 def inputs(engine: Engine) -> tuple[str, str]:
     """Ids of a model and a dataset."""
     return add_inputs(engine)

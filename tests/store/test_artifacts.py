@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 import os
 from datetime import timedelta
@@ -11,12 +12,11 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine
 
-from store import idempotency, jobs, leases
+from store import jobs, leases
 from store.artifacts import ArtifactStore, hash_file
 from store.columns import now_utc
-from store.database import reading, transaction
-from store.errors import ArtifactCorrupt, ArtifactMissing, IdempotencyKeyReused, StorageUnavailable
-from store.idempotency import Answer
+from store.database import transaction
+from store.errors import ArtifactCorrupt, ArtifactMissing, StorageUnavailable
 from store.records import Dataset, Model
 from store.sweep import GRACE, sweep
 from store.uploads import create_model
@@ -158,7 +158,41 @@ def test_what_is_stored_survives_a_power_cut(
 
     monkeypatch.setattr(os, "fsync", fsync)
     artifacts.put_file(file)
-    assert synced == [stored(tmp_path), *list(stored(tmp_path).parents)[:2]]
+    assert synced == [stored(tmp_path), *list(stored(tmp_path).parents)[:3]]
+
+
+def test_what_is_moved_into_the_storage_survives_a_power_cut(
+    artifacts: ArtifactStore, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    os.utime(file, (1, 1))  # its last byte came long ago
+    synced: list[Path] = []
+    monkeypatch.setattr(os, "fsync", lambda handle: synced.append(Path(f"/proc/self/fd/{handle}").readlink()))
+    inode = file.stat().st_ino
+    artifacts.take_over(file, SHA256, len(CONTENT))
+    assert synced == [file, *list(stored(tmp_path).parents)[:3]], "its bytes before its name"
+    assert (stored(tmp_path).stat().st_ino, file.exists()) == (inode, False)
+    written = artifacts.written(SHA256)
+    assert written is not None
+    assert now_utc() - written < timedelta(minutes=1), "or the sweep would take it at once"
+
+
+def test_what_cannot_be_moved_is_copied(artifacts: ArtifactStore, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path, target: Path) -> None:
+        raise OSError(errno.EXDEV, "another file system")
+
+    monkeypatch.setattr(Path, "replace", refuse)
+    artifacts.take_over(file, SHA256, len(CONTENT))
+    assert artifacts.read_bytes(SHA256) == CONTENT == file.read_bytes()
+
+
+def test_what_is_there_and_young_is_not_moved(artifacts: ArtifactStore, file: Path, tmp_path: Path) -> None:
+    artifacts.put_file(file)
+    inode = stored(tmp_path).stat().st_ino
+    artifacts.take_over(file, SHA256, len(CONTENT))
+    assert stored(tmp_path).stat().st_ino == inode
+    _age(tmp_path / "artifacts", SHA256)
+    artifacts.take_over(file, SHA256, len(CONTENT))
+    assert stored(tmp_path).stat().st_ino != inode, "the sweep may be about to take the old one"
 
 
 def test_storing_again_what_is_about_to_be_swept_keeps_it(
@@ -170,24 +204,6 @@ def test_storing_again_what_is_about_to_be_swept_keeps_it(
     artifacts.put_file(tmp_path / "word")
     assert sweep(engine, artifacts) == 2
     assert artifacts.exists(three[1])
-
-
-def test_idempotency_keys(engine: Engine) -> None:
-    answer = Answer(202, {"Location": "/x"}, {"id": "job_1", "progress": 0.5})
-    with transaction(engine) as session:
-        assert idempotency.recall(session, "ann", "POST /x", "k", "1") is None
-        idempotency.keep(session, "ann", "POST /x", "k", "1", answer)
-    with reading(engine) as session:
-        assert idempotency.recall(session, "ann", "POST /x", "k", "1") == answer
-        assert idempotency.recall(session, "bob", "POST /x", "k", "1") is None
-        assert idempotency.recall(session, "ann", "POST /y", "k", "1") is None
-        with pytest.raises(IdempotencyKeyReused):
-            idempotency.recall(session, "ann", "POST /x", "k", "2")
-    with transaction(engine) as session:
-        idempotency.forget(session, now_utc() + idempotency.KEPT - timedelta(minutes=1))
-        assert idempotency.recall(session, "ann", "POST /x", "k", "1") == answer
-        idempotency.forget(session, now_utc() + idempotency.KEPT + timedelta(minutes=1))
-        assert idempotency.recall(session, "ann", "POST /x", "k", "1") is None
 
 
 def test_the_graph_of_a_model_and_the_sheet_of_a_dataset_are_kept(

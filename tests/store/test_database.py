@@ -2,50 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Engine, inspect, make_url, select, text
-from sqlalchemy.exc import IntegrityError, OperationalError, StatementError
+from sqlalchemy import Engine, inspect, select, text
+from sqlalchemy.exc import IntegrityError, StatementError
 
-from store import migrate
+from store import idempotency, migrate
 from store.columns import storable
-from store.database import connect, ping, reading, transaction
+from store.database import connect, reading, transaction
+from store.idempotency import Kept, Slot
 from store.ids import new_id
-from store.keys import SCOPES, add_key, authenticate, new_secret
 from store.records import ApiKey, Dataset, Event, Job, Model, Record
 from store.uploads import create_model
-from tests.store.conftest import NOW, OWNER, POSTGRES
+from tests.store.conftest import NOW, OWNER
 
 ROOT = Path(__file__).parent.parent.parent
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def fresh(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
-    """A database without a schema."""
-    if request.param == "sqlite":
-        engine = connect(f"sqlite:///{tmp_path}/new folder %/billhook.db")
-        yield engine
-        engine.dispose()
-        return
-    url: str = request.getfixturevalue("postgres_url")
-    name = f"{make_url(url).database}_fresh"
-    admin = connect(POSTGRES).execution_options(isolation_level="AUTOCOMMIT")
-    with admin.connect() as connection:
-        connection.execute(text(f"CREATE DATABASE {name}"))
-    engine = connect(make_url(url).set(database=name).render_as_string(hide_password=False))
-    try:
-        yield engine
-    finally:
-        engine.dispose()
-        with admin.connect() as connection:
-            connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
-        admin.dispose()
 
 
 def tables(engine: Engine) -> set[str]:
@@ -84,6 +61,31 @@ def test_uploads_from_before_graphs_and_contact_sheets_stay(fresh: Engine) -> No
         assert (dataset.state, dataset.contact_sheet_sha256, dataset.contact_sheet_bytes) == ("ready", None, None)
 
 
+def test_answers_from_before_keys_were_reserved_stay(fresh: Engine) -> None:
+    migrate.upgrade(fresh, "0004")
+    with fresh.begin() as connection:
+        connection.execute(text(
+            "INSERT INTO idempotency_keys "
+            "(owner, route, key, request_sha256, status, headers, body, created_at) VALUES "
+            "('ann', 'POST /v1/jobs', 'k', '1', 202, '{\"a\": \"b\"}', '{\"id\": \"job_1\"}', '2026-01-01 00:00:00')"
+        ))  # fmt: skip
+
+    def kept() -> Kept:
+        with transaction(fresh) as session:
+            found = idempotency.reserve(session, Slot("ann", "POST /v1/jobs", "k"), "1", NOW)
+            assert isinstance(found, Kept)
+            return found
+
+    migrate.upgrade(fresh)
+    assert json.loads(kept().answer.body) == {"id": "job_1"}
+    assert (kept().answer.status, kept().answer.headers) == (202, {"a": "b"})
+    with transaction(fresh) as session:
+        idempotency.reserve(session, Slot("ann", "POST /v1/jobs", "in flight"), "1", NOW)
+    migrate.downgrade(fresh, "0004")
+    migrate.upgrade(fresh)
+    assert json.loads(kept().answer.body) == {"id": "job_1"}
+
+
 def test_datasets_from_before_they_were_fetched_stay(fresh: Engine) -> None:
     migrate.upgrade(fresh, "0002")
     with fresh.begin() as connection:
@@ -99,39 +101,6 @@ def test_datasets_from_before_they_were_fetched_stay(fresh: Engine) -> None:
     with fresh.begin() as connection:
         connection.execute(text("UPDATE datasets SET uri = :uri"), {"uri": "https://a.com/" + "x" * 2000})
     migrate.check(fresh)
-
-
-def test_two_servers_that_start_at_once_migrate_once(fresh: Engine) -> None:
-    failures: list[BaseException] = []
-    lock = threading.Lock()
-
-    def run() -> None:
-        command = "import sys; from store import database, migrate; migrate.upgrade(database.connect(sys.argv[1]))"
-        url = fresh.url.render_as_string(hide_password=False)
-        done = subprocess.run([sys.executable, "-c", command, url], cwd=ROOT, capture_output=True, text=True)
-        if done.returncode:
-            with lock:
-                failures.append(RuntimeError(done.stderr))
-
-    threads = [threading.Thread(target=run) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not failures, failures
-    migrate.check(fresh)
-
-
-def test_a_migration_does_not_wait_for_a_lock_for_long(postgres_url: str) -> None:
-    """Somebody holds a table: the migration gives up, instead of holding up every query behind it."""
-    engine = connect(postgres_url)
-    migrate.upgrade(engine)
-    with engine.connect() as other, other.begin():
-        other.execute(text("LOCK TABLE jobs IN ACCESS SHARE MODE"))
-        with pytest.raises(OperationalError, match="lock timeout"):
-            migrate.downgrade(engine, "base")
-    migrate.check(engine)
-    engine.dispose()
 
 
 HAMMER = """
@@ -178,6 +147,15 @@ def test_sqlite_is_set_up_as_meant(tmp_path: Path) -> None:
     engine.dispose()
 
 
+def test_a_postgresql_that_went_away_without_a_word_is_not_waited_for_for_long(postgres: Engine) -> None:
+    with postgres.connect() as connection:
+        driver = connection.connection.driver_connection
+        assert driver is not None
+        parameters = driver.info.get_parameters()
+    assert 0 < int(parameters["tcp_user_timeout"]) <= 30_000, "a worker's lease"
+    assert 0 < sum(int(parameters[f"keepalives_{name}"]) for name in ("idle", "interval", "count")) <= 30
+
+
 def test_sqlite_in_memory_is_refused() -> None:
     for url in ("sqlite://", "sqlite:///:memory:"):
         with pytest.raises(ValueError, match="cannot be shared"):
@@ -197,7 +175,8 @@ def test_what_fails_is_rolled_back_and_what_is_read_is_not_kept(engine: Engine) 
         session.flush()
     with reading(engine) as session:
         assert session.scalars(select(ApiKey.id)).all() == ["k"]
-    ping(engine)
+    with reading(engine) as session:
+        assert migrate.revision_of(session) == migrate.revisions()[0]
 
 
 def test_a_foreign_key_holds(engine: Engine) -> None:
@@ -231,28 +210,3 @@ def test_ids_sort_by_time() -> None:
     early = new_id("job")
     threading.Event().wait(0.001)
     assert early < new_id("job")
-
-
-def test_keys(engine: Engine) -> None:
-    secret, other = new_secret(), new_secret()
-    assert secret.startswith("bh_")
-    with transaction(engine) as session:
-        key = add_key(session, secret, owner="ann", name="laptop", now=NOW)
-        assert add_key(session, secret, owner="bob", name="again").id == key.id
-        assert secret not in repr(key)
-        with pytest.raises(ValueError, match="unknown scopes"):
-            add_key(session, other, owner="ann", name="x", scopes=["admin"])
-        add_key(session, other, owner="ann", name="x", scopes=["read"], expires_at=NOW + timedelta(seconds=10))
-    with transaction(engine) as session:
-        principal = authenticate(session, secret, NOW)
-        assert principal is not None
-        assert (principal.owner, principal.key_id, principal.scopes) == ("ann", key.id, frozenset(SCOPES))
-        reader = authenticate(session, other, NOW)
-        assert reader is not None
-        assert reader.scopes == {"read"}
-        assert authenticate(session, other, NOW + timedelta(seconds=10)) is None, "expired"
-        assert authenticate(session, secret + "x", NOW) is None
-        assert authenticate(session, "\ud800", NOW) is None
-        session.get_one(ApiKey, key.id).revoked_at = NOW
-        session.flush()
-        assert authenticate(session, secret, NOW) is None, "revoked"

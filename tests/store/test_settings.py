@@ -53,11 +53,41 @@ def test_the_environment_sets_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
         ({"dataset_hosts": "*.example.com"}, "dataset_hosts"),
         ({"dataset_buckets": "s3://sets"}, "dataset_buckets"),
         ({"dataset_buckets": "sets/folder"}, "dataset_buckets"),
+        ({"broker_url": "http://127.0.0.1"}, "broker_url"),
+        ({"broker_url": "redis:127.0.0.1"}, "broker_url"),
+        ({"broker_url": "filesystem://relative/folder"}, "broker_url"),
+        ({"broker_url": "filesystem:///srv/../etc"}, "broker_url"),
+        ({"broker_url": "filesystem:///"}, "broker_url"),
+        ({"broker_url": "rediss://host/0?ssl_cert_reqs=none"}, "broker_url"),
+        ({"queue_prefix": ""}, "queue_prefix"),
+        ({"queue_prefix": "a/b"}, "queue_prefix"),
     ],
 )
 def test_what_is_wrong_is_named(given: dict[str, object], named: str) -> None:
     with pytest.raises(ValidationError, match=named):
         Settings(**given)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("url", "folder"),
+    [
+        ("filesystem://", "data/queue"),
+        ("filesystem:///srv/queue", "/srv/queue"),
+        ("filesystem:///srv/a%20queue/", "/srv/a queue"),
+        ("redis://:secret@redis.example.com:6380/2", None),
+        ("rediss://redis.example.com/0", None),
+        ("amqps://billhook:secret@mq.example.com/vhost", None),
+    ],
+)
+def test_the_folder_of_the_queue(tmp_path: Path, url: str, folder: str | None) -> None:
+    settings = Settings(data_dir=tmp_path / "data", broker_url=url)
+    assert settings.queue_dir == (None if folder is None else tmp_path / folder)
+
+
+def test_a_password_in_a_wrong_url_is_not_told() -> None:
+    with pytest.raises(ValidationError) as error:
+        Settings(broker_url="amqp+tls://billhook:secret@mq.example.com")
+    assert "secret" not in str(error.value.errors(include_input=False))
 
 
 def test_every_setting_is_described() -> None:

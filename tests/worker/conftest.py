@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import ssl
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -45,6 +48,43 @@ def house(settings: Settings) -> Iterator[House]:
     context = make_context(settings, name="here:1", command=FAKE_CHILD)
     yield House(context)
     context.engine.dispose()
+
+
+# --- worker processes ------------------------------------------------------------------------------------------------
+
+StartWorker = Callable[..., subprocess.Popen[bytes]]
+FAKE_WORKER = Path(__file__).with_name("fake_worker.py")
+
+
+def variables(settings: Settings, **changes: object) -> dict[str, str]:
+    """The environment that gives another process these settings."""
+    given = {name: getattr(settings, name) for name in settings.model_fields_set} | changes
+    return {f"BILLHOOK_{name.upper()}": str(value) for name, value in given.items()}
+
+
+@pytest.fixture
+def start_worker(house: House, tmp_path: Path) -> Iterator[StartWorker]:
+    """Starts workers, each in a process group of its own. They are killed at the end if they are still there."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(*queues: str, **changes: object) -> subprocess.Popen[bytes]:
+        number = len(started) + 1
+        environment = os.environ | variables(house.settings, **changes)
+        with (tmp_path / f"worker{number}.log").open("wb") as log:
+            worker = subprocess.Popen(
+                [sys.executable, str(FAKE_WORKER), f"host:{number}", *(queues or ("cpu", "inspect"))],
+                env=environment | {"PYTHONPATH": str(Path.cwd())}, cwd=tmp_path, stdin=subprocess.DEVNULL, stdout=log,
+                stderr=log, start_new_session=True,
+            )  # fmt: skip
+        started.append(worker)
+        return worker
+
+    yield start
+    for number, worker in enumerate(started, 1):
+        if worker.poll() is None:
+            worker.kill()
+        worker.wait(10)
+        print(f"--- worker {number}\n{(tmp_path / f'worker{number}.log').read_text()}")
 
 
 # --- where datasets are fetched from ---------------------------------------------------------------------------------

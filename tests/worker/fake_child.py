@@ -18,7 +18,7 @@ from typing import Any, get_args
 from core.errors import Fault, ModelUnreadable
 from core.events import Emit
 from core.job import DatasetFormat
-from tests.worker.reports import DATASET_SUMMARY, GRAPH, MODEL_SUMMARY, PNG, REPORT
+from tests.worker.reports import DATASET_SUMMARY, DRY_RUN, GRAPH, MODEL_SUMMARY, PNG, REPORT
 from worker.child import main
 
 CHECKPOINT = "state/checkpoint.safetensors"
@@ -38,7 +38,7 @@ def train(workdir: Path, emit: Emit, plan: dict[str, Any]) -> dict[str, Any]:
     emit("fine_tune/0/start", pid=os.getpid(), start=start)
     for epoch in range(start, plan["epochs"]):
         time.sleep(plan.get("seconds", 0.05))
-        emit(f"fine_tune/0/epoch/{epoch}", epoch=epoch, loss=1 / (epoch + 1))
+        emit(f"fine_tune/0/epoch/{epoch}", epoch=epoch, loss=1 / (epoch + 1), images=64, seconds=0.01)
         emit("progress", stage="fine_tune", fraction=(epoch + 1) / plan["epochs"], eta_seconds=1.0)
         if "keep" in plan:
             (workdir / "out" / KEPT.format(epoch)).write_text(f"network {epoch}")
@@ -224,6 +224,16 @@ def inspect(workdir: Path, emit: Emit) -> Mapping[str, Any]:
     return summary | {"content": content, **({"sha256": 1} if content == "badly described" else {})}
 
 
+def dry_run(workdir: Path, emit: Emit) -> Mapping[str, Any]:
+    """As the recipe's description says, or what a dry run answers; with what it was given among the warnings."""
+    inputs = json.loads((workdir / "job.json").read_text())
+    plan = json.loads(inputs["job"]["recipe"]["description"] or "{}")
+    if "do" in plan:
+        return PLANS[plan["do"]](workdir, emit, plan)
+    content = Path(inputs["job"]["model"]["path"]).read_text()
+    return {**DRY_RUN, "warnings": [content, str(inputs["timed"])], **plan.get("more", {})}
+
+
 def leave_contact_sheet(path: Path, how: int) -> None:
     if how == 0:
         path.write_bytes(PNG)
@@ -234,6 +244,6 @@ def leave_contact_sheet(path: Path, how: int) -> None:
 
 
 if __name__ == "__main__":
-    status = main(operations={"run": run, "inspect_model": inspect, "inspect_dataset": inspect})
+    status = main(operations={"run": run, "inspect_model": inspect, "inspect_dataset": inspect, "dry_run": dry_run})
     sys.stdout.flush()
     os._exit(status)

@@ -23,12 +23,12 @@ from worker.context import Context
 FAKE_CHILD = (sys.executable, str(Path(__file__).with_name("fake_child.py")))
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 20) -> None:
-    """Until `condition()` holds; fails after `seconds`."""
+def wait_for(condition: Callable[[], bool], seconds: float = 20, *, every: float = 0.02) -> None:
+    """Until `condition()`, asked `every` so many seconds, holds; fails after `seconds`."""
     until = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < until, "waited in vain"
-        time.sleep(0.02)
+        time.sleep(every)
 
 
 @dataclass(frozen=True)
@@ -132,3 +132,26 @@ class House:
         events = self.events(job_id)
         assert [event.seq for event in events] == list(range(1, len(events) + 1))
         assert self.read(job_id).next_event_seq == len(events) + 1
+
+
+def child_of(house: House, job_id: str, attempt: int) -> int:
+    """The pid of the attempt's child, once it has said so."""
+    found: list[int] = []
+
+    def said() -> bool:
+        found[:] = [
+            event.body["pid"] for event in house.events(job_id) if event.attempt == attempt and "pid" in event.body
+        ]
+        return bool(found)
+
+    wait_for(said)
+    return found[-1]
+
+
+def epoch_reached(house: House, job_id: str, epoch: int) -> None:
+    """Until the checkpoint of `epoch` is stored."""
+    wait_for(lambda: any(e.name == "checkpoint" and e.body["number"] >= epoch for e in house.events(job_id)))
+
+
+def over(house: House, job_id: str) -> bool:
+    return house.read(job_id).state in ("succeeded", "failed", "cancelled")

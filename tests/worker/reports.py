@@ -33,6 +33,26 @@ DATASET_SUMMARY: dict[str, Any] = {
     "images": 2, "classes": ["a", "b"], "image_shape": [1, 8, 8],
     "splits": {"train": {"images": 2, "per_class": {"a": 1, "b": 1}}},
 }  # fmt: skip
+_SIZE = {"params": 10, "macs": 10, "filters": 1, "file_bytes": 9}
+DRY_RUN: dict[str, Any] = {
+    "version": 1, "original": _SIZE, "pruned": {**_SIZE, "params": 5}, "ratios": {"params_ratio": 0.5},
+    "latency": {"ratio": 0.5, "low": 0.4, "high": 0.6, "windows": 6, "original_ms": 2.0, "candidate_ms": 1.0},
+    "steps": [{"step": 0, "method": "filter_norm", "rounds": 2, "after": {**_SIZE, "params": 5}, "layers": [
+        {"name": "conv1", "kind": "Conv2d", "channels_before": 16, "channels_after": 8, "weight_before": [16, 1, 3, 3],
+         "weight_after": [8, 1, 3, 3], "params_before": 144, "params_after": 72, "macs_before": 9216,
+         "macs_after": 4608}]}],
+    "targets": [{"name": "step/0/params", "target": 0.5, "reached": 0.5, "met": True, "low": None, "high": None}],
+    "target_met": True,
+    "requirements": [{"name": "params_ratio", "required": "<= 0.5", "value": 0.5, "holds": True, "note": None}],
+    "requirements_met": True,
+    "estimate": {
+        "epochs": 4, "epochs_low": 4, "epochs_high": 4, "images": 8, "epoch_params": 40, "spending": [
+            {"part": "steps", "epochs": 4, "images": 8, "epoch_params": 40, "estimated_seconds": 60.0}],
+        "estimated_seconds": 90.0, "estimated_seconds_low": 80.0, "estimated_seconds_high": 120.0,
+        "training_seconds_per_image_original": 0.2, "training_seconds_per_image_pruned": 0.1, "device": "cpu",
+        "threads": 1},
+    "recipe": {"version": 1}, "assumptions": ["Nothing was trained."], "warnings": ["the test split is small"],
+}  # fmt: skip
 PNG = bytes.fromhex(
     "89504e470d0a1a0a0000000d49484452000000010000000108000000003a7e9b550000000a49444154789c63600000000200"
     "0148afa4710000000049454e44ae426082"

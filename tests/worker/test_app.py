@@ -18,7 +18,7 @@ import pytest
 from store.settings import Settings
 from worker.__main__ import main, queues_for
 from worker.answers import error_body, split_progress
-from worker.app import EXPIRES_SECONDS, TASKS, make_app, queue_named, ringer
+from worker.app import EXPIRES_SECONDS, TASKS, Ringer, make_app, queue_named
 from worker.context import Context, make_context
 
 
@@ -36,7 +36,7 @@ def test_the_queue_is_a_doorbell(settings: Settings) -> None:
 
 def test_a_message_holds_an_id_and_nothing_else(settings: Settings) -> None:
     app = make_app(settings)
-    ringer(app, settings)("run", "job_1", "some-queue")
+    Ringer(app, settings)("run", "job_1", "some-queue")
     with app.connection_for_read() as connection:
         queue = connection.SimpleQueue(queue_named(settings, "some-queue"))
         message = queue.get(timeout=2)
@@ -81,7 +81,11 @@ def test_a_folder_of_messages_read_and_written_by_many_at_once(settings: Setting
 
 
 def messages_of(settings: Settings, queue: str) -> list[Path]:
-    return sorted((settings.data_dir / "queue" / "messages" / queue).iterdir())
+    return sorted(folder_of(settings, queue).iterdir())
+
+
+def folder_of(settings: Settings, queue: str) -> Path:
+    return settings.data_dir / "queue" / "messages" / f"billhook.{queue}"
 
 
 def receive_all(settings: Settings, queue: str) -> list[str]:
@@ -91,12 +95,12 @@ def receive_all(settings: Settings, queue: str) -> list[str]:
         channel = connection.channel()
         with contextlib.suppress(Empty):
             while True:
-                found.append(json.loads(base64.b64decode(channel._get(queue)["body"]))[0][0])
+                found.append(json.loads(base64.b64decode(channel._get(f"billhook.{queue}")["body"]))[0][0])
     return found
 
 
 def test_ringing_again_leaves_one_message(settings: Settings) -> None:
-    ring = ringer(make_app(settings), settings)
+    ring = Ringer(make_app(settings), settings)
     for _ in range(20):
         for number in (2, 1, 3):
             ring("run", f"job_{number}", "cpu")
@@ -112,9 +116,9 @@ def test_ringing_again_leaves_one_message(settings: Settings) -> None:
 
 def test_a_backlog_that_nobody_wants_any_more_costs_little(settings: Settings) -> None:
     """And so do the files of processes that died while they wrote or read one."""
-    ring = ringer(make_app(settings), settings)
+    ring = Ringer(make_app(settings), settings)
     ring("run", "job_2", "cpu")
-    folder, old = settings.data_dir / "queue" / "messages" / "cpu", time.time() - EXPIRES_SECONDS - 1
+    folder, old = folder_of(settings, "cpu"), time.time() - EXPIRES_SECONDS - 1
     for number in range(5_000):
         path = folder / f"job_1-{number}{('.msg', '.taken', '.unfinished')[number % 3]}"
         path.touch()
@@ -127,17 +131,17 @@ def test_a_backlog_that_nobody_wants_any_more_costs_little(settings: Settings) -
 
 def test_a_queue_without_a_worker_does_not_grow(settings: Settings) -> None:
     app = make_app(settings)
-    ringer(app, settings)("run", "job_1", "gpu")
-    folder, old = settings.data_dir / "queue" / "messages" / "gpu", time.time() - EXPIRES_SECONDS - 1
+    Ringer(app, settings)("run", "job_1", "gpu")
+    folder, old = folder_of(settings, "gpu"), time.time() - EXPIRES_SECONDS - 1
     for path in folder.iterdir():
         os.utime(path, (old, old))
     with app.connection_for_write() as connection:  # as another process would
-        connection.channel()._put("gpu", {"headers": {"doorbell": "job_2-run"}})
+        connection.channel()._put("billhook.gpu", {"headers": {"doorbell": "job_2-run"}})
     assert [path.name for path in messages_of(settings, "gpu")] == ["job_2-run.msg"]
 
 
 def test_many_waiting_messages_are_taken_quickly(settings: Settings) -> None:
-    ring = ringer(make_app(settings), settings)
+    ring = Ringer(make_app(settings), settings)
     ring("run", "job_0", "cpu")
     (one,) = messages_of(settings, "cpu")
     content = one.read_bytes()

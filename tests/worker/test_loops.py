@@ -7,13 +7,33 @@ import time
 from datetime import timedelta
 
 import pytest
+from structlog.testing import CapturingLogger
 
 from store import leases
 from store.columns import now_utc
-from store.database import transaction
+from store.database import connect, transaction
+from store.migrate import upgrade
 from store.reaper import reap
+from store.settings import Settings
+from tests.store.conftest import empty, postgres_url
 from tests.worker.house import House, wait_for
+from worker import loops
 from worker.loops import Loop, relay
+
+__all__ = ["postgres_url"]  # a fixture
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def settings(request: pytest.FixtureRequest, settings: Settings) -> Settings:
+    """On either database: they lock rows differently."""
+    if request.param == "sqlite":
+        return settings
+    url: str = request.getfixturevalue("postgres_url")
+    engine = connect(url)
+    upgrade(engine)
+    empty(engine)
+    engine.dispose()
+    return settings.model_copy(update={"database_url": url})
 
 
 def test_each_message_is_sent_once_by_many_relays(house: House) -> None:
@@ -79,6 +99,28 @@ def test_two_reapers_count_one_death(house: House) -> None:
     job = house.read(job_id)
     assert (job.state, job.deaths) == ("queued", 1)
     house.assert_no_gaps(job_id)
+
+
+def test_an_outage_is_told_once_and_over_when_something_was_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That the outbox is empty between two failures does not show that the broker is back."""
+    told = CapturingLogger()
+    monkeypatch.setattr(loops, "log", told)
+    stopping = threading.Event()
+    calls: list[int] = []
+
+    def sent() -> int:
+        calls.append(0)
+        if len(calls) < 10 and len(calls) % 2:
+            raise ConnectionError("no broker")
+        return 0 if len(calls) < 12 else 1
+
+    loop = Loop("relay", sent, 0.01, stopping, lambda count: count > 0)
+    loop.start()
+    wait_for(lambda: len(calls) >= 14)
+    stopping.set()
+    loop.join(2)
+    events = [call.args[0] for call in told.calls]
+    assert events == ["relay failed; it goes on trying", "relay works again"]
 
 
 def test_a_loop_survives_what_it_does() -> None:

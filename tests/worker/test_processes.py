@@ -4,71 +4,18 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
-import subprocess
-import sys
 import time
-import uuid
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import psutil
-import pytest
+from sqlalchemy import text
 
+from store import migrate
 from store.settings import Settings
-from tests.worker.house import House, wait_for
+from tests.worker.conftest import StartWorker
+from tests.worker.house import House, child_of, epoch_reached, over, wait_for
 from tests.worker.source_server import Served, Server
-from worker.app import make_app, queue_named
 from worker.loops import relay
-
-StartWorker = Callable[..., subprocess.Popen[bytes]]
-FAKE_WORKER = Path(__file__).with_name("fake_worker.py")
-
-
-def variables(settings: Settings, **changes: object) -> dict[str, str]:
-    """The environment that gives another process these settings."""
-    given = {name: getattr(settings, name) for name in settings.model_fields_set} | changes
-    return {f"BILLHOOK_{name.upper()}": str(value) for name, value in given.items()}
-
-
-@pytest.fixture
-def start_worker(house: House, tmp_path: Path) -> Iterator[StartWorker]:
-    """Starts workers, each in a process group of its own. They are killed at the end if they are still there."""
-    started: list[subprocess.Popen[bytes]] = []
-
-    def start(*queues: str, **changes: object) -> subprocess.Popen[bytes]:
-        number = len(started) + 1
-        environment = os.environ | variables(house.settings, **changes)
-        with (tmp_path / f"worker{number}.log").open("wb") as log:
-            worker = subprocess.Popen(
-                [sys.executable, str(FAKE_WORKER), f"host:{number}", *(queues or ("cpu", "inspect"))],
-                env=environment | {"PYTHONPATH": str(Path.cwd())}, cwd=tmp_path, stdin=subprocess.DEVNULL, stdout=log,
-                stderr=log, start_new_session=True,
-            )  # fmt: skip
-        started.append(worker)
-        return worker
-
-    yield start
-    for number, worker in enumerate(started, 1):
-        if worker.poll() is None:
-            worker.kill()
-        worker.wait(10)
-        print(f"--- worker {number}\n{(tmp_path / f'worker{number}.log').read_text()}")
-
-
-def child_of(house: House, job_id: str, attempt: int) -> int:
-    """The pid of the attempt's child, once it has said so."""
-    found: list[int] = []
-
-    def said() -> bool:
-        found[:] = [
-            event.body["pid"] for event in house.events(job_id) if event.attempt == attempt and "pid" in event.body
-        ]
-        return bool(found)
-
-    wait_for(said)
-    return found[-1]
 
 
 def gone(pid: int) -> bool:
@@ -80,15 +27,6 @@ def gone(pid: int) -> bool:
 
 def epochs_of(house: House, job_id: str) -> list[tuple[int | None, int]]:
     return [(event.attempt, event.body["epoch"]) for event in house.events(job_id) if "/epoch/" in event.name]
-
-
-def epoch_reached(house: House, job_id: str, epoch: int) -> None:
-    """Until the checkpoint of `epoch` is stored."""
-    wait_for(lambda: any(e.name == "checkpoint" and e.body["number"] >= epoch for e in house.events(job_id)))
-
-
-def over(house: House, job_id: str) -> bool:
-    return house.read(job_id).state in ("succeeded", "failed", "cancelled")
 
 
 def assert_taken_over(house: House, job_id: str, epochs: int, *, attempts: int = 2) -> None:
@@ -234,32 +172,53 @@ def test_uploads_are_checked(house: House, start_worker: StartWorker) -> None:
     assert worker.wait(5) == 0
 
 
-def reachable(url: str) -> None:
-    """Skips where the service is not there; in CI it has to be."""
-    parts = urlsplit(url)
-    try:
-        socket.create_connection((parts.hostname, parts.port), timeout=1).close()
-    except OSError:
-        message = f"no service at {parts.hostname}:{parts.port}"
-        if os.environ.get("CI") == "true":
-            pytest.fail(message)
-        pytest.skip(message)
+def test_two_workers_with_separate_data_folders_share_a_folder_of_messages(
+    house: House, start_worker: StartWorker, tmp_path: Path
+) -> None:
+    """`filesystem:///folder`; database and storage are given by their addresses too."""
+    shared = {
+        "broker_url": f"filesystem://{tmp_path}/a queue", "database_url": house.settings.database_url,
+        "storage_url": house.settings.storage_url,
+    }  # fmt: skip
+    jobs = [house.job(do="train", epochs=4, seconds=0.3) for _ in range(2)]
+    for number in range(2):
+        start_worker("cpu", data_dir=tmp_path / f"machine-{number}", **shared)
+    wait_for(lambda: all(over(house, job_id) for job_id in jobs))
+    assert {house.attempts(job_id)[0].worker for job_id in jobs} == {"host:1", "host:2"}
+    assert (tmp_path / "a queue" / "messages" / "billhook.cpu").is_dir()
+    assert not (tmp_path / "queue").exists()
 
 
-@pytest.mark.parametrize("url", ["redis://127.0.0.1:6379/13", "amqp://guest:guest@127.0.0.1:5672//"])
-def test_the_same_over_other_brokers(house: House, start_worker: StartWorker, url: str) -> None:
-    reachable(url)
-    queue = f"billhook-test-{uuid.uuid4().hex}"  # the broker may be shared
-    job_id = house.job(do="train", epochs=1, queue=queue)
-    settings = house.settings.model_copy(update={"broker_url": url})
-    app = make_app(settings)
-    try:
-        worker = start_worker(queue, broker_url=url)
-        wait_for(lambda: over(house, job_id))
-        assert house.read(job_id).state == "succeeded"
-        worker.terminate()
-        assert worker.wait(10) == 0
-    finally:
-        with app.connection_for_write() as connection:
-            queue_named(settings, queue).bind(connection.default_channel).delete()
-        app.close()
+def test_a_worker_waits_for_a_database_that_is_migrated_later(
+    house: House, start_worker: StartWorker, tmp_path: Path
+) -> None:
+    migrate.downgrade(house.context.engine, "base")
+    worker = start_worker("cpu")
+    wait_for(lambda: "waiting for the database" in (tmp_path / "worker1.log").read_text())
+    assert worker.poll() is None
+    migrate.upgrade(house.context.engine)
+    job_id = house.job(do="train", epochs=1)
+    wait_for(lambda: over(house, job_id))
+    assert house.read(job_id).state == "succeeded"
+
+
+def test_a_worker_that_waits_for_the_database_can_be_stopped(
+    house: House, start_worker: StartWorker, tmp_path: Path
+) -> None:
+    migrate.downgrade(house.context.engine, "base")
+    worker = start_worker("cpu")
+    wait_for(lambda: "waiting for the database" in (tmp_path / "worker1.log").read_text())
+    worker.terminate()
+    assert worker.wait(10) == 0
+
+
+def test_a_worker_older_than_the_database_says_so_and_ends(
+    house: House, start_worker: StartWorker, tmp_path: Path
+) -> None:
+    with house.context.engine.begin() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    worker = start_worker("cpu")
+    assert worker.wait(20) == 1
+    log = (tmp_path / "worker1.log").read_text()
+    assert "is newer than this version of Billhook" in log
+    assert "Traceback" not in log

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 import billhook
-from billhook.cli import jobs, prune, recipes, uploads
+from billhook.cli import jobs, keys, prune, recipes, uploads, workers
 from billhook.cli.session import BAD_USAGE, EXIT_CODES, INTERRUPTED, Session
 from billhook.errors import InputInvalid
 
@@ -73,6 +73,8 @@ app.add_typer(uploads.models)
 app.add_typer(uploads.datasets)
 app.add_typer(recipes.recipes)
 jobs.add_to(app)
+app.add_typer(keys.keys)
+workers.add_to(app)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

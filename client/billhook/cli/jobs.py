@@ -12,13 +12,16 @@ from rich.text import Text
 
 from billhook.cli import tables
 from billhook.cli.progress import ProgressDisplay
+from billhook.cli.prune import recipe_argument, requirement
 from billhook.cli.session import MISSED, OK, Session, command
 from billhook.errors import ApiError
 from billhook.results import Job
 
 JobId = Annotated[str, typer.Argument(metavar="JOB_ID")]
 
-jobs = typer.Typer(name="jobs", no_args_is_help=True, help="List, show, watch and cancel jobs; read their events.")
+jobs = typer.Typer(
+    name="jobs", no_args_is_help=True, help="List, show, watch, cancel, retry and clone jobs; read their events."
+)
 
 
 class ReportFormat(StrEnum):
@@ -93,22 +96,82 @@ def cancel_job(session: Session, job: JobId) -> None:
     session.show(cancelled.raw, f"{cancelled.id}: {cancelled.state}")
 
 
+@command(jobs, "retry")
+def retry_job(session: Session, job: JobId) -> None:
+    """Try a job again.
+
+    A job that is over never changes: a new one like it is started, and its
+    id printed. One that is queued is offered to the workers at once.
+    """
+    again = session.client.retry_job(job)
+    session.show(again.raw, _started(again))
+
+
+@command(jobs, "clone")
+def clone_job(
+    session: Session,
+    job: JobId,
+    name: Annotated[str | None, typer.Option(metavar="NAME", help="Name of the new job; may hold / as a path.")] = None,
+    kind: Annotated[str | None, typer.Option(metavar="KIND", help="Kind of the new job.")] = None,
+    tag: Annotated[list[str] | None, typer.Option(
+        metavar="TAG", help="In place of the job's tags; repeat it for more.",
+    )] = None,
+    recipe: Annotated[str | None, typer.Option(
+        "--recipe", metavar="NAME|FILE", help="Another recipe: a ready-made one by name, or your own (.yaml, .json).",
+    )] = None,
+    require: Annotated[list[str] | None, typer.Option(
+        metavar="'NAME<=NUMBER'", help="What the result must keep to, in place of what the job's must. Repeat it.",
+    )] = None,
+    device: Annotated[str | None, typer.Option(metavar="auto|cpu|cuda:N", help="Where the server works on it.")] = None,
+) -> None:  # fmt: skip
+    """Start a new job like one that is there, but for what is given.
+
+    The model and the dataset are the same; the job may be in any state.
+
+    \b
+    Example:
+      billhook jobs clone job_… --name resnet/half --require 'accuracy_drop<=0.01'
+    """
+    started = session.client.clone_job(
+        job, name=name, kind=kind, tags=tag or None, recipe=None if recipe is None else recipe_argument(recipe),
+        requirements=dict(map(requirement, require or [])) or None, device=device,
+    )  # fmt: skip
+    session.show(started.raw, _started(started))
+
+
+def _started(job: Job) -> str:
+    return f"{job.id}: {job.state}" + ("" if job.cloned_from is None else f", from {job.cloned_from}")
+
+
 @command(jobs, "events")
 def show_events(
     session: Session,
     job: JobId,
     after: Annotated[int, typer.Option(metavar="SEQ", min=0, help="Only events with a higher number.")] = 0,
-) -> None:
+    follow: Annotated[bool, typer.Option(
+        "--follow", "-f", help="Go on with those to come, until the job is over.",
+    )] = False,
+) -> None:  # fmt: skip
     """Print the job's event log: all that it did, in order.
 
     With --json the document is a list of events: number, attempt, name, body
-    and time.
+    and time; with --follow too it is one event a line.
+
+    \b
+    Example:
+      billhook jobs events job_… --follow --json | jq -r .name
     """
     events = session.client.list_events(job, after=after)
-    if session.json:
+    if follow:
+        watched = session.client.watch_job(job, after=after)
+        events = (event for update in watched for event in update.events)
+    elif session.json:
         session.print_json([event.raw for event in events])
         return
     for event in events:
+        if session.json:
+            session.print_line(event.raw)
+            continue
         body = json.dumps(event.body, ensure_ascii=False)
         line = f"{event.seq:>6}  {tables.moment(event.created_at)}  {event.name}  {body}"
         session.out.print(Text(line), soft_wrap=True)

@@ -9,13 +9,13 @@ from typing import Annotated, Any
 
 import typer
 
-from billhook.cli import tables
+from billhook.cli import dry_run_tables, tables
 from billhook.cli.progress import ProgressDisplay
 from billhook.cli.session import MISSED, OK, Session, command
 from billhook.documents import parse_document, read_document
 from billhook.errors import InputInvalid, RequirementsMissed
-from billhook.operations.jobs import Recipe
 from billhook.operations.prune import Progress, how_left
+from billhook.operations.recipes import Recipe
 from billhook.results import Pruned
 
 _REQUIREMENT = re.compile(r"\s*([a-z_]+)\s*(<=|>=|<|>)\s*([0-9.eE+-]+)\s*")
@@ -40,10 +40,14 @@ def prune(
     recipe: Annotated[str, typer.Option(
         "--recipe", metavar="NAME|FILE", help="A ready-made recipe by name, or your own (.yaml, .json).",
     )],
-    output: Annotated[Path, typer.Option(
+    output: Annotated[Path | None, typer.Option(
         "--output", "-o", metavar="FILE|FOLDER",
-        help="Where the pruned network goes: a file, replaced if it is there, or a folder, for pruned.onnx in it.",
-    )],
+        help="Where the pruned network goes: a file, replaced if it is there, or a folder, for pruned.onnx in it. "
+        "Needed but for --dry-run.",
+    )] = None,
+    dry_run: Annotated[bool, typer.Option(
+        "--dry-run", help="Only say what it would come to: nothing is trained, and nothing written.",
+    )] = False,
     architecture: Annotated[str | None, typer.Option(
         metavar="NAME", help="For safetensors: what the weights are of, e.g. resnet20 or timm:NAME.",
     )] = None,
@@ -109,13 +113,30 @@ def prune(
       billhook prune model.onnx --data s3://sets/train.parquet \\
           --recipe filter_norm_half --output pruned.onnx
 
+    With --dry-run the server makes the cuts without training: it prints the
+    layers before and after, size, measured latency, an estimate of time and
+    cost, and what only the job itself can tell. --output, --report, --name and
+    --tag may be left standing; no job is made and no file written. It exits
+    with 3 where a requirement is missed that can be judged already, and with 2
+    for whatever the job would be refused for.
+
     Requirements are about accuracy, accuracy_drop, params_ratio, macs_ratio,
     file_bytes_ratio, latency_ratio and peak_memory_ratio (pruned / original).
     """
+    if output is None and not dry_run:
+        raise InputInvalid("Missing option '--output': where the pruned network goes; or --dry-run, to only ask")
     if report is not None and report.suffix.lower() not in REPORT_SUFFIXES:
         raise InputInvalid(f"--report {report}: the name must end in one of {', '.join(REPORT_SUFFIXES)}")
     if report is not None and not report.absolute().parent.is_dir():
         raise InputInvalid(f"--report {report}: there is no folder {report.absolute().parent}")
+    given: dict[str, Any] = {
+        "architecture": architecture, "input_shape": shape_argument(input_shape),
+        "preprocess": document_argument("--preprocess", preprocess), "splits": document_argument("--splits", splits),
+        "columns": document_argument("--columns", columns), "data_format": data_format, "data_sha256": data_sha256,
+        "requirements": dict(map(requirement, require or [])) or None, "device": device, "timeout": timeout,
+    }  # fmt: skip
+    if output is None or dry_run:
+        return _dry_run(session, model, data, recipe, given)
     more: dict[str, Any] = {}
     missed: RequirementsMissed | None = None
     try:
@@ -131,13 +152,7 @@ def prune(
                 _tell(session, display, progress, {"upload model": model, "upload dataset": data})
 
             result = session.client.prune(
-                model, data, recipe_argument(recipe), output,
-                architecture=architecture, input_shape=shape_argument(input_shape),
-                preprocess=document_argument("--preprocess", preprocess),
-                splits=document_argument("--splits", splits),
-                columns=document_argument("--columns", columns), data_format=data_format, data_sha256=data_sha256,
-                requirements=dict(map(requirement, require or [])) or None,
-                name=name, tags=tag or [], device=device, timeout=timeout, on_progress=tell,
+                model, data, recipe_argument(recipe), output, name=name, tags=tag or [], on_progress=tell, **given
             )  # fmt: skip
     except RequirementsMissed as error:
         missed, result = error, error.result
@@ -152,6 +167,22 @@ def prune(
         session.note(missed.message)
         return MISSED
     return OK
+
+
+def _dry_run(session: Session, model: str, data: str, recipe: str, given: dict[str, Any]) -> int:
+    sources = {"upload model": model, "upload dataset": data}
+    with ProgressDisplay(session.err) as display:
+        result = session.client.dry_run(
+            model, data, recipe_argument(recipe),
+            on_progress=lambda progress: _tell(session, display, progress, sources), **given,
+        )  # fmt: skip
+    found = result.report
+    document = {
+        "requirements_met": found.requirements_met, "target_met": found.target_met, "model": result.model.id,
+        "dataset": result.dataset.id, "dry_run": found.raw,
+    }  # fmt: skip
+    session.show(document, lambda: dry_run_tables.dry_run(found))
+    return MISSED if found.requirements_met is False else OK
 
 
 def _tell(session: Session, display: ProgressDisplay, progress: Progress, sources: dict[str, str]) -> None:

@@ -35,6 +35,7 @@ EXIT_CODES = (
 _NOT_USAGE = frozenset({408, 409, 425, 429})
 _KEY = re.compile(r"\bbh_[\w-]{8,}")  # what a key looks like, wherever somebody put it by mistake
 _SERVER_FAULTS = frozenset({"internal_error", "poison"})
+_TIME_UP = "time_limit"  # of a dry run, which says nothing against what was given
 
 
 def exit_code(error: BaseException) -> int:
@@ -48,6 +49,8 @@ def exit_code(error: BaseException) -> int:
             return BAD_USAGE
         case UploadRefused(code=code):
             return FAILED if code in _SERVER_FAULTS else BAD_USAGE
+        case ApiError(code=code) if code == _TIME_UP:
+            return FAILED
         case ApiError(status=status):
             return BAD_USAGE if 400 <= status < 500 and status not in _NOT_USAGE else FAILED
         case _:
@@ -86,6 +89,12 @@ class Session:
         else:
             self.out.print(rendered() if callable(rendered) else rendered, markup=False)
 
+    def tell_secret(self, document: Any, secret: str) -> None:
+        """The result where it is a new key, in clear: `document`, which holds it, with --json, else the key alone."""
+        self._answered = True
+        sys.stdout.write((json.dumps(document, indent=2, ensure_ascii=False) if self.json else secret) + "\n")
+        sys.stdout.flush()
+
     def note(self, text: str) -> None:
         """A line for the person, on stderr."""
         self.err.print(self._redacted(text), markup=False)
@@ -115,6 +124,12 @@ class Session:
         """`document` on stdout."""
         self._answered = True
         sys.stdout.write(self._redacted(json.dumps(document, indent=2, ensure_ascii=False)) + "\n")
+        sys.stdout.flush()
+
+    def print_line(self, document: Any) -> None:
+        """`document` on one line of stdout: one of many, as they come."""
+        self._answered = True
+        sys.stdout.write(self._redacted(json.dumps(document, ensure_ascii=False)) + "\n")
         sys.stdout.flush()
 
     def _redacted(self, text: str) -> str:

@@ -10,7 +10,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from billhook.results import Dataset, Job, Model, RecipeInfo, Report, RequirementResult
+from billhook.keys import Key
+from billhook.results import Dataset, Job, Model, RecipeInfo, Report, RequirementResult, Worker
 
 
 def _table(*columns: str) -> Table:
@@ -76,10 +77,30 @@ def jobs(items: Iterable[Job]) -> Table:
     return table
 
 
+def keys(items: Iterable[Key]) -> Table:
+    table = _table("id", "state", "name", "owner", "scopes", "ends", "last used")
+    for each in items:
+        ends = "never" if each.expires_at is None else moment(each.expires_at)
+        table.add_row(
+            each.id, each.state, each.name, each.owner, ", ".join(each.scopes) or "-", ends, moment(each.last_used_at)
+        )
+    return table
+
+
 def recipes(items: Iterable[RecipeInfo]) -> Table:
     table = _table("name", "what it does")
     for each in items:
         table.add_row(each.name, each.description or "-")
+    return table
+
+
+def workers(items: Iterable[Worker]) -> Table:
+    table = _table("name", "host", "serves", "device", "state", "works on", "version", "seen")
+    for each in items:
+        table.add_row(
+            each.name, each.host, ", ".join(each.queues), each.device or "-", each.state,
+            each.works_on or ("busy" if each.busy else "-"), each.version or "-", moment(each.seen_at),
+        )  # fmt: skip
     return table
 
 

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from billhook.documents import read_document
-from billhook.errors import ApiError, Timeout
 from billhook.operations.downloads import download_file
+from billhook.operations.listening import NO_EVENTS, Listener, moved
 from billhook.operations.listing import page, pages
+from billhook.operations.recipes import Recipe, request
 from billhook.results import Artifact, Download, Event, Job, RecipeInfo, Report, Update, parse
-from billhook.retries import Core, body_of, check_deadline, deadline_after, fetch, send
-from billhook.steps import Call, Item, Operation, Sleep, Stream, blocking
+from billhook.retries import KEY_HEADER, Core, body_of, check_deadline, deadline_after, fetch, send
+from billhook.steps import Call, Item, Operation, Sleep, Stream, for_each
 
 OnBytes = Callable[[int, int | None], None]
 """Called with the bytes that are there so far and the bytes in all (None = unknown)."""
-Recipe = str | Path | Mapping[str, Any]
-"""The name of a ready-made recipe, a `Path` to a YAML or JSON file, or the document itself."""
 LONG_POLL_SECONDS = 20.0
 WATCH_SECONDS = 1.0
 CANCEL_PATIENCE_SECONDS = 10.0
@@ -61,7 +58,7 @@ def check_recipe(
 
     Raises `ApiError` (422) with every fault that `submit_job` would find in these three, `InputInvalid` as there.
     """
-    body = yield from _asked(recipe, requirements, device)
+    body = yield from request(recipe, requirements, device)
     reply = yield from send(
         core, Call("POST", "/v1/recipes/check", json=body), deadline=deadline_after(core, timeout)
     )  # fmt: skip
@@ -71,18 +68,6 @@ def check_recipe(
 @dataclass(frozen=True)
 class _Checked:
     recipe: dict[str, Any]
-
-
-def _asked(recipe: Recipe, requirements: Mapping[str, str] | None, device: str | None) -> Operation[dict[str, Any]]:
-    """What is asked for, as both `check_recipe` and `submit_job` send it."""
-    if isinstance(recipe, Path):
-        path = recipe
-        recipe = yield from blocking(lambda: read_document(path, "a recipe"))
-    body = {
-        "recipe": recipe if isinstance(recipe, str) else dict(recipe), "device": device,
-        "requirements": dict(requirements) if requirements else None,
-    }  # fmt: skip
-    return {key: value for key, value in body.items() if value is not None}
 
 
 # --- jobs ------------------------------------------------------------------------------------------------------------
@@ -107,13 +92,52 @@ def submit_job(
     carries an idempotency key (a new one unless given), so that an answer lost on the way never makes two jobs.
     Raises `ApiError` with every fault of the recipe, `InputInvalid` for a recipe file that cannot be read.
     """
-    asked = yield from _asked(recipe, requirements, device)
+    asked = yield from request(recipe, requirements, device)
     body = {"model": model, "datasets": list(datasets), "name": name, "kind": kind, "tags": list(tags) or None, **asked}
     call = Call(
         "POST", "/v1/jobs", json={key: value for key, value in body.items() if value is not None},
-        headers={"Idempotency-Key": idempotency_key or uuid.uuid4().hex}, shielded=True,
+        headers=_key(idempotency_key), shielded=True,
     )  # fmt: skip
     reply = yield from send(core, call)
+    return parse(Job, body_of(reply))
+
+
+def _key(given: str | None) -> dict[str, str]:
+    return {} if given is None else {KEY_HEADER: given}
+
+
+def clone_job(
+    core: Core,
+    job_id: str,
+    *,
+    name: str | None = None,
+    kind: str | None = None,
+    tags: Sequence[str] | None = None,
+    recipe: Recipe | None = None,
+    requirements: Mapping[str, str] | None = None,
+    device: str | None = None,
+    idempotency_key: str | None = None,
+) -> Operation[Job]:
+    """Start a new job like one that is there, in whatever state, but for what is given; its `cloned_from` is `job_id`.
+
+    `requirements` take the place of the job's own. Raises as `submit_job`, and `ApiError` (404) for no such job.
+    """
+    asked = yield from request(recipe, requirements, device)
+    body = {"name": name, "kind": kind, "tags": None if tags is None else list(tags), **asked}
+    call = Call(
+        "POST", _path(job_id, "clone"), json={key: value for key, value in body.items() if value is not None},
+        headers=_key(idempotency_key), shielded=True,
+    )  # fmt: skip
+    reply = yield from send(core, call)
+    return parse(Job, body_of(reply))
+
+
+def retry_job(core: Core, job_id: str, *, idempotency_key: str | None = None) -> Operation[Job]:
+    """Have a job tried again: a new one like it where it is over, else the same, offered to the workers at once.
+
+    Raises `ApiError`: 409 job_running while it is being tried, 422 where the same job would be refused today, 404.
+    """
+    reply = yield from send(core, Call("POST", _path(job_id, "retry"), headers=_key(idempotency_key), shielded=True))
     return parse(Job, body_of(reply))
 
 
@@ -138,54 +162,59 @@ def get_job(core: Core, job_id: str) -> Operation[Job]:
 def cancel_job(core: Core, job_id: str) -> Operation[Job]:
     """Ask for the job to be cancelled; it stops within seconds. Raises `ApiError` (409 job_terminal) if it is over."""
     call = Call("POST", _path(job_id, "cancel"), read_seconds=CANCEL_PATIENCE_SECONDS, shielded=True)
-    try:
-        reply = yield from send(core, call, patience=CANCEL_PATIENCE_SECONDS)
-    except ApiError as error:
-        if error.code != "job_terminal" or not error.repeated:
-            raise
-        job = yield from get_job(core, job_id)  # an earlier try cancelled it, its answer was lost
-        if job.state != "cancelled":
-            raise
-        return job
+    reply = yield from send(core, call, patience=CANCEL_PATIENCE_SECONDS)
     return parse(Job, body_of(reply))
 
 
 def wait_for_job(core: Core, job_id: str, *, timeout: float | None = None) -> Operation[Job]:
     """The job once it has succeeded. Raises `JobFailed`, `JobCancelled`, and `Timeout` (the job goes on then)."""
     deadline = deadline_after(core, timeout)
+    listener = Listener(core, job_id, NO_EVENTS, deadline)
+    wait = 0.0
     while True:
         asked = core.now()
-        wait = LONG_POLL_SECONDS if deadline is None else min(LONG_POLL_SECONDS, max(0.0, deadline - asked))
         job = yield from fetch(core, Job, _path(job_id), wait=wait)
         if job.over:
             return job.raise_for_state()
         check_deadline(core, deadline, f"waiting for {job_id} ({job.state})")
-        if core.now() - asked < WATCH_SECONDS:
+        while (news := (yield from listener.next())) is not None and not news.over:
+            pass
+        if news is None and wait and core.now() - asked < WATCH_SECONDS:
             yield Sleep(WATCH_SECONDS)
+        wait = LONG_POLL_SECONDS if deadline is None else min(LONG_POLL_SECONDS, max(0.0, deadline - core.now()))
 
 
 def watch_job(core: Core, job_id: str, *, after: int = 0, timeout: float | None = None) -> Stream[Update]:
-    """About once a second the job and its events since the last time (from `after` on), until it is over.
+    """The job and its events since the last time (from `after` on), whenever there is news, until it is over.
 
-    The last update is that of a job that is over, with all its events. Raises `Timeout` (the job goes on then).
+    The server streams them; where no stream gets through, it is asked about once a second. The last update is that of a
+    job that is over; with it, all its events were there. Raises `Timeout` (the job goes on then).
     """
     deadline = deadline_after(core, timeout)
+    listener = Listener(core, job_id, after, deadline)
     wait = 0.0
     while True:
         asked = core.now()
         # the job first: one that is over has written its last event
         job = yield from fetch(core, Job, _path(job_id), wait=wait)
         events: list[Event] = []
-        more: int | None = after
+        more: int | None = listener.after
         while more is not None:
             found, more = yield from _events_page(core, job_id, more)
             events += found
-        after = events[-1].seq if events else after
+        listener.after = events[-1].seq if events else listener.after
         yield Item(Update(job, tuple(events)))
         if job.over:
             return
-        if deadline is not None and core.now() >= deadline:
-            raise Timeout(f"the time was up while {job_id} was {job.state}")
+        check_deadline(core, deadline, f"{job_id} was {job.state}")
+        while (news := (yield from listener.next())) is not None and not news.over:
+            job = moved(job, news.place) if news.place is not None else job
+            yield Item(Update(job, news.events))
+        if news is not None:
+            if news.events:
+                yield Item(Update(job, news.events))
+            wait = 0.0
+            continue
         if wait and core.now() - asked < wait:  # a server that does not hold the answer back is not to be hammered
             yield Sleep(wait - (core.now() - asked))
         wait = WATCH_SECONDS
@@ -223,7 +252,8 @@ def get_report_markdown(core: Core, job_id: str) -> Operation[str]:
 
 def list_artifacts(core: Core, job_id: str) -> Operation[list[Artifact]]:
     """The files that the job left."""
-    items, _ = yield from page(core, Artifact, _path(job_id, "artifacts"), {})
+    items: list[Artifact] = []
+    yield from for_each(pages(core, Artifact, _path(job_id, "artifacts"), {}, None), items.append)
     return items
 
 

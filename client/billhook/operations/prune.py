@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import os
-import re
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from billhook.documents import read_document
 from billhook.errors import ApiError, BillhookError, InputInvalid, RequirementsMissed, Timeout
-from billhook.operations import jobs, uploads
+from billhook.operations import jobs
+from billhook.operations.inputs import Inputs, OnUpload, uploaded
+from billhook.operations.recipes import Recipe, read_recipe
 from billhook.results import Event, Job, Pruned, RequirementResult, Update, parse
 from billhook.retries import Core, body_of, deadline_after, send
-from billhook.steps import Call, Operation, blocking, for_each
+from billhook.steps import Call, Operation, for_each
 
-Phase = Literal["upload model", "upload dataset", "run", "download", "cancelling", "cancelled", "not cancelled"]
+Phase = Literal[
+    "upload model", "upload dataset", "dry run", "run", "download", "cancelling", "cancelled", "not cancelled"
+]  # fmt: skip
 CANCELLED_WITHIN_SECONDS = 5.0  # what build servers leave a job between the signal to stop and the end is a little more
 
 
@@ -35,11 +37,20 @@ def _ignore(progress: Progress) -> None:
     pass
 
 
+def told_by(on_progress: Callable[[Progress], None]) -> OnUpload:
+    """What tells of uploads by `on_progress`."""
+
+    def tell(kind: str, fraction: float | None) -> None:
+        on_progress(Progress("upload model" if kind == "model" else "upload dataset", fraction))
+
+    return tell
+
+
 def prune(
     core: Core,
     model: str | Path,
     data: str | Path,
-    recipe: jobs.Recipe,
+    recipe: Recipe,
     output: str | Path,
     *,
     architecture: str | None = None,
@@ -76,36 +87,18 @@ def prune(
     def left() -> float | None:
         return None if deadline is None else max(0.0, deadline - core.now())
 
-    if isinstance(recipe, Path):  # found wrong before anything is uploaded
-        path = recipe
-        recipe = yield from blocking(lambda: read_document(path, "a recipe"))
-    if _id("ds", data) is None and not uploads.is_reference(data) and not Path(data).exists():
-        raise InputInvalid(f"there is no file or folder {data}")
+    recipe = yield from read_recipe(recipe)  # found wrong before anything is uploaded
+    inputs = Inputs(
+        model, data, architecture, input_shape, preprocess, splits, columns, data_format, data_sha256
+    )  # fmt: skip
+    inputs.require_data()
     target = Path(output).absolute()
     folder = target if target.is_dir() else target.parent
     if not folder.is_dir() or not os.access(folder, os.W_OK):
         raise InputInvalid(f"the result cannot be written: {folder} is no folder that can be written to")
     yield from jobs.check_recipe(core, recipe, requirements=requirements, device=device, timeout=left())
 
-    on_progress(Progress("upload model"))
-    if (model_id := _id("mdl", model)) is not None:
-        the_model = yield from uploads.wait_for_model(core, model_id, timeout=left())
-    else:
-        the_model = yield from uploads.upload_model(
-            core, model, architecture=architecture, input_shape=input_shape, timeout=left(),
-            on_bytes=lambda sent, total: on_progress(Progress("upload model", sent / max(total, 1))),
-        )  # fmt: skip
-
-    on_progress(Progress("upload dataset"))
-    if (dataset_id := _id("ds", data)) is not None:
-        dataset = yield from uploads.wait_for_dataset(core, dataset_id, timeout=left())
-    else:
-        dataset = yield from uploads.add_dataset(
-            core, data, preprocess=preprocess, splits=splits, columns=columns, format=data_format, sha256=data_sha256,
-            timeout=left(),
-            on_bytes=lambda sent, total: on_progress(Progress("upload dataset", sent / max(total, 1))),
-        )  # fmt: skip
-
+    the_model, dataset = yield from uploaded(core, inputs, left, told_by(on_progress))
     key = uuid.uuid4().hex
 
     def submit() -> Operation[Job]:
@@ -144,11 +137,6 @@ def prune(
 
 def _measured(result: RequirementResult) -> str:
     return result.note or "unknown" if result.measured is None else f"{result.measured:.4g}"
-
-
-def _id(prefix: str, given: str | Path) -> str | None:
-    """`given` as an id with this prefix, None where it is something else."""
-    return given if isinstance(given, str) and re.fullmatch(rf"{prefix}_[0-9a-z]+", given) else None
 
 
 def _finished(
