@@ -41,7 +41,7 @@ from core.reference import SPLITS, measured
 from core.state import State
 from core.steps import run_steps
 from core.targets import target_results
-from core.tasks import Figures, Task, joined, task_of
+from core.tasks import Figures, Gathering, Task, joined, task_of
 from core.training.memory_format import images_channels_last
 from core.training.timing import Rate, time_evaluation, time_training
 from core.training.trainer import Trainer
@@ -168,16 +168,16 @@ class _DryRun:
     def _figures(self, network: Network, dataset: Dataset, task: Task, split: SplitName) -> Figures:
         """What the task sees of some images of a split, taken at random."""
         network.to(self.device).eval()
-        found: list[Figures] = []
+        found = Gathering(len(dataset.splits[split]))
         seen = 0
         with torch.inference_mode():
             for images, labels in dataset.batches(split, inference_batch(network), shuffle=True, device=self.device):
                 images = images_channels_last(images, dataset.options.layout)
-                found.append(task.figures(task.outputs(network, images), task.wanted(images, labels)))
+                found.add(task.figures(task.outputs(network, images), task.wanted(images, labels)))
                 seen += len(labels)
                 if seen >= BASELINE_IMAGES:
                     break
-        return joined(found)
+        return found.figures()
 
     # --- steps and controls -------------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from core.data.source import SplitName
 from core.measure.sessions import Floats, Session, in_own_thread, open_session, static_batch
 from core.report import SplitScore
 from core.tasks.classification import Classification
-from core.tasks.task import Figures, OutputKind, Task, joined
+from core.tasks.task import Figures, Gathering, OutputKind, Task
 
 
 @in_own_thread
@@ -39,18 +39,18 @@ def score_file(
     """
     task = Classification() if task is None else task
     session = open_session(path, threads=threads, device=device)
-    found: list[Figures] = []
+    found = Gathering(len(dataset.splits[split]) if most is None else min(most, len(dataset.splits[split])))
     images = 0
     drawn = most is not None and most < len(dataset.splits[split])
     for x, y in dataset.batches(split, batch_size, shuffle=drawn):
         if drawn and most is not None:
             x, y = x[: most - images], y[: most - images]
         said = task.of_file(_outputs(session, x.numpy()), output, len(dataset.classes))
-        found.append(task.figures(said, task.wanted(x, y)))
+        found.add(task.figures(said, task.wanted(x, y)))
         images += len(y)
         if images == most:
             break
-    figures = joined(found)
+    figures = found.figures()
     score = task.score(figures)
     return SplitScore(images=images, accuracy=score.accuracy, loss=score.loss, measures=dict(score.measures)), figures
 

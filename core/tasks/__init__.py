@@ -13,9 +13,9 @@ from core.recipe import Recipe
 from core.tasks.classification import Classification
 from core.tasks.imitation import Imitation
 from core.tasks.reconstruction import Reconstruction
-from core.tasks.task import Figures, Task, joined
+from core.tasks.task import Figures, Gathering, Task, joined
 
-__all__ = ["Classification", "Figures", "Imitation", "Reconstruction", "Task", "joined", "task_of"]
+__all__ = ["Classification", "Figures", "Gathering", "Imitation", "Reconstruction", "Task", "joined", "task_of"]
 
 
 def task_of(recipe: Recipe, original: Network, dataset: Dataset, device: torch.device) -> Task:

@@ -25,7 +25,7 @@ from core.progress import TRAINING_PASSES, Progress
 from core.report import Cost
 from core.state import State
 from core.tasks.classification import Classification
-from core.tasks.task import Figures, Task, joined
+from core.tasks.task import Figures, Gathering, Task
 from core.training.budget import EpochsBudget
 from core.training.checkpoints import Fit
 from core.training.features import FeatureMatching, matches
@@ -226,14 +226,14 @@ class Trainer:
         macs = count(network).macs if macs is None else macs
         network.to(self._device)
         network.eval()
-        found: list[Figures] = []
+        found = Gathering(len(self._dataset.splits[split]))
         with torch.inference_mode():
             for images, labels in self._dataset.batches(split, inference_batch(network), device=self._device):
                 images = images_channels_last(images, self._dataset.options.layout)
                 wanted = self.task.wanted(images, labels)
-                found.append(self.task.figures(self.task.outputs(network, images), wanted))
+                found.add(self.task.figures(self.task.outputs(network, images), wanted))
                 self._progress.advance(len(labels) * macs / self._original_macs)
-        return joined(found)
+        return found.figures()
 
     def recalibrate(self, network: Network, *, label: str) -> int:
         """BatchNorm statistics from `sample`."""
@@ -294,7 +294,7 @@ class Trainer:
         steps = data.batch_count("train", training.batch_size)
         losses = torch.zeros(steps, device=self._device)
         loss_sum = torch.zeros((), dtype=torch.float64, device=self._device)
-        found: list[Figures] = []
+        found = Gathering(len(data.splits["train"]))
         added = {name: torch.zeros_like(loss_sum) for name in extras}
         rates: list[float] = []
         layout = data.options.layout
@@ -323,13 +323,13 @@ class Trainer:
                 check_losses(losses[: step + 1], rates, label=self._prefix + label, epoch=epoch)
             stepping.end(loss)
             loss_sum += loss.detach().double() * len(labels)
-            found.append(figures)
+            found.add(figures)
             if on_batch is not None:
                 on_batch(network)
             self._progress.advance(TRAINING_PASSES * len(labels) * macs / self._original_macs)
         images_in_all = len(data.splits["train"])
         parts = {name: total.item() / images_in_all for name, total in added.items()}
-        return rates[0], loss_sum.item() / images_in_all, self.task.accuracy(joined(found)), parts
+        return rates[0], loss_sum.item() / images_in_all, self.task.accuracy(found.figures()), parts
 
     def _forward(
         self, network: Network, training: Training, label: str, plan: Sequence[Mapping[str, Any]]

@@ -87,10 +87,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("Transfer-Encoding", "chunked")
         elif served.length:
             self.send_header("Content-Length", str(len(content)))
-        else:
-            self.send_header("Connection", "close")
+        self.send_header("Connection", "close")  # said, or a client sends its next request into a closed connection
         self.end_headers()
-        self.close_connection = True
         state.sent.append(0)
         if self.command == "GET":
             self._send(state, served, content)
