@@ -20,10 +20,11 @@ from core.graph.initialise import reinitialise
 from core.graph.network import Network
 from core.outcome import Done
 from core.progress import Progress
-from core.recipe import Recipe, Step, Train
+from core.recipe import Recipe
 from core.report import Cost
 from core.schedule_settings import Milestones
 from core.state import State
+from core.step_settings import Step, Train
 from core.steps import planned, run_steps
 from core.targets import Exports
 from core.training.port import TrainerPort, add_costs

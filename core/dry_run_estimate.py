@@ -9,7 +9,8 @@ from core.data.datasets import Dataset
 from core.dry_run_report import Estimate, Spending
 from core.expected import besides_training
 from core.outcome import Done
-from core.recipe import FilterNorm, Recipe
+from core.recipe import Recipe
+from core.step_settings import FilterNorm
 from core.training.timing import Rate
 from core.training.trainer import RECALIBRATION_IMAGES
 from core.training.untrained import Booked

@@ -7,9 +7,10 @@ from collections.abc import Iterator, Mapping
 from core.dry_run_report import Foreseen, LayerCut, Size
 from core.graph.counts import count
 from core.graph.network import Network
-from core.recipe import FilterNorm, Recipe, Step
+from core.recipe import Recipe
 from core.report import LatencyRatio
 from core.requirements import COMPARISONS, Requirements
+from core.step_settings import FilterNorm, Step
 from core.training.vicinity import changed_layers
 
 

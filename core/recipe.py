@@ -8,13 +8,11 @@ document are reported together, each with a JSON pointer and what would be right
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from itertools import takewhile
 from typing import Annotated, Any, Literal
 
 from pydantic import (
     BeforeValidator,
-    Discriminator,
     Field,
     ValidationError,
     ValidationInfo,
@@ -28,152 +26,10 @@ from core.errors import Fault, RecipeInvalid
 from core.faults import faults_of, given
 from core.requirements import Requirements
 from core.schedule_settings import Milestones
-from core.sections import Epochs, Items, Section, Share
+from core.sections import Items, Section
+from core.step_settings import MAX_CHECKPOINTS, Step, Train
 from core.task_settings import MEASURES, Reconstruct, TaskName, task_faults
-from core.training_settings import FineTune, Overrides, Training
-
-# --- steps -----------------------------------------------------------------------------------------------------------
-
-Remaining = Annotated[float, Field(gt=0, le=1)] | Annotated[int, Field(ge=1)]
-
-
-class Target(Section):
-    """What must remain at most: a float is a share of the original (0.5 = half), an integer a count. All must hold.
-
-    `size` is of the exported ONNX file, in bytes. `latency` is a share: ONNX Runtime on the CPU, batch 1, one thread.
-    `max_accuracy_drop` is a guard: the step ends with the smallest network it has seen that lost no more than that much
-    of the original's validation accuracy (0-1), whether or not the rest of the target is met with it.
-    """
-
-    params: Remaining | None = None
-    macs: Remaining | None = None
-    filters: Remaining | None = None
-    size: Remaining | None = None
-    latency: Annotated[float, Field(gt=0, lt=1)] | None = None
-    max_accuracy_drop: Annotated[float, Field(ge=0, lt=1)] | None = None
-
-    @field_validator("params", "macs", "filters", "size", mode="before")
-    @classmethod
-    def _share_or_count(cls, value: Any) -> Any:
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            if value is None:
-                return value
-            raise ValueError("must be a number: a share of the original as a float (0.5) or a count as an integer")
-        if isinstance(value, float) and not 0 < value < 1:
-            raise ValueError(
-                "a float is a share of the original, between 0 and 1; 1.0 is none. An absolute count is an integer"
-            )
-        if isinstance(value, int) and value < 1:
-            raise ValueError("a count is at least 1")
-        return value
-
-    @field_validator("latency", mode="before")
-    @classmethod
-    def _share(cls, value: Any) -> Any:
-        if value is not None and not (isinstance(value, float) and 0 < value < 1):
-            raise ValueError(
-                "must be a share of the original's as a float between 0 and 1: milliseconds would be another target on "
-                "each machine"
-            )
-        return value
-
-    @model_validator(mode="after")
-    def _not_empty(self) -> Target:
-        if self.latency is None and not self.sizes():
-            raise ValueError(
-                "needs at least one of params, macs, filters, size, latency; max_accuracy_drop is a guard beside them"
-            )
-        return self
-
-    def sizes(self) -> dict[str, float]:
-        """What must remain at most, of what is set and can be told without measuring."""
-        return self.model_dump(exclude_none=True, exclude={"latency", "max_accuracy_drop"})
-
-
-class FilterNorm(Section):
-    """Iterative removal of several filters at once by 2-norm (Salcedo & Sharma, algorithms 1-3)."""
-
-    method: Literal["filter_norm"]
-    signal: Literal["weights", "activations", "random"] = "weights"
-    ratio_per_round: Share = 0.05
-    every_epochs: int = Field(7, ge=1, le=1_000)
-    scope: Literal["local", "global"] = "local"
-    normalize: Literal["none", "max"] = "none"
-    scores: Literal["training", "pruning_split"] = Field(
-        "training",
-        description="where activations are noticed: while the rounds train, or on the dataset's pruning split after it",
-    )
-    target: Target = Field(description="what may remain at most of params, macs, filters, size or latency")
-    fine_tune: FineTune = FineTune()
-
-    @model_validator(mode="after")
-    def _norms_are_normalised(self) -> FilterNorm:
-        if self.signal == "random" and self.normalize != "none":
-            raise ValueError("normalize is of norms, signal: random has none: leave one of them out")
-        if self.signal != "activations" and self.scores != "training":
-            raise ValueError(f"scores is of signal: activations; signal: {self.signal} looks at no images")
-        return self
-
-    def never_grown(self, budget: int | None) -> str | None:
-        """What is wrong with `local.grow` where no fine-tuning that it is for, `budget` epochs at most, gets to it."""
-        local, low = self.fine_tune.local, self.fine_tune.policy.low or 0
-        if local is None or not isinstance(local.grow, int):
-            return None
-        longest = low if local.fine_tunings == "low" else max(low, self.fine_tune.epochs)
-        longest = longest if budget is None else min(longest, budget)
-        if local.grow < longest:
-            return None
-        return f"local.grow after {local.grow} epochs is never reached: the longest local fine-tuning has {longest}"
-
-    def at_random(self) -> FilterNorm:
-        """The same step with random scores and no guard."""
-        target = self.target.model_copy(update={"max_accuracy_drop": None})
-        return self.model_copy(update={"signal": "random", "normalize": "none", "scores": "training", "target": target})
-
-    def trainings(self, defaults: Training) -> list[tuple[Training, int]]:
-        """Settings and epochs of each kind of training that it asks for, the one that ends it last."""
-        fine_tune = self.fine_tune.resolved(defaults)
-        low = [(fine_tune, self.fine_tune.policy.low)] if self.fine_tune.policy.low else []
-        return [(defaults, self.every_epochs), *low, (fine_tune, self.fine_tune.epochs)]
-
-
-MAX_CHECKPOINTS = 200
-"""Files that `checkpoint_every` may leave, of all steps together."""
-
-
-class Train(Overrides):
-    """Training without removing anything. Fields left out are those of the recipe's `training`."""
-
-    method: Literal["train"]
-    epochs: Epochs
-    checkpoint_every: Annotated[int, Field(ge=1, le=10_000)] | None = Field(
-        None, description="keeps the network after every so many epochs, and after the last, as a file of the job"
-    )
-
-    @field_validator("checkpoint_every")
-    @classmethod
-    def _comes(cls, value: int | None, info: ValidationInfo) -> int | None:
-        epochs = info.data.get("epochs")
-        if value is not None and epochs is not None and value > epochs:
-            raise ValueError(f"{value} epochs are never done: the step has {epochs}")
-        return value
-
-    @property
-    def checkpoints(self) -> int:
-        """How many it keeps at most."""
-        return -(-self.epochs // self.checkpoint_every) if self.checkpoint_every else 0
-
-    def at_random(self) -> Train:
-        """Itself, since it removes nothing; its checkpoints are kept once."""
-        return self.model_copy(update={"checkpoint_every": None})
-
-    def trainings(self, defaults: Training) -> list[tuple[Training, int]]:
-        """See `FilterNorm.trainings`."""
-        return [(self.resolved(defaults), self.epochs)]
-
-
-Step = Annotated[FilterNorm | Train, Discriminator("method")]
-METHODS: Mapping[str, type[FilterNorm] | type[Train]] = {"filter_norm": FilterNorm, "train": Train}
+from core.training_settings import Training
 
 
 class Export(Section):
@@ -292,7 +148,7 @@ class Recipe(Section):
                     "would never be lr"
                 )
         for step in self.steps:
-            if isinstance(step, FilterNorm) and (told := step.never_grown(self.epochs_budget)):
+            if not isinstance(step, Train) and (told := step.fine_tune.never_grown(self.epochs_budget)):
                 raise ValueError(told)
         return self
 

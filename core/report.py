@@ -194,6 +194,7 @@ class FrontPoint(_Record):
     params: int
     macs: int
     filters: int
+    blocks: int = Field(description="residual blocks that hold no other")
     validation_accuracy: Number | None
     file_bytes: int | None = Field(None, description="of the ONNX file that it would be exported as")
     latency: LatencyRatio | None = None

@@ -5,23 +5,30 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from core.block_settings import BlockRemoval
 from core.data.datasets import Dataset
 from core.events import Emit
 from core.graph.counts import Counts, count
 from core.graph.network import Network
 from core.kept import Keep
-from core.methods.filter_norm import filter_norm, planned_trainings
+from core.methods import block_removal as blocks
+from core.methods import filter_norm as filters
 from core.methods.train import train
 from core.outcome import Done, Outcome
 from core.progress import Progress
-from core.recipe import Export, Step, Train
+from core.recipe import Export
 from core.state import State
+from core.step_settings import FilterNorm, Step, Train
 from core.targets import Exports, Goal
 from core.training.budget import EpochsBudget
 from core.training.port import TrainerPort
 from core.training.seeds import derived_seed
 
-METHODS: Mapping[str, Callable[..., Outcome]] = {"filter_norm": filter_norm, "train": train}
+METHODS: Mapping[str, Callable[..., Outcome]] = {
+    "filter_norm": filters.filter_norm,
+    "block_removal": blocks.block_removal,
+    "train": train,
+}
 _RESOLVED = {"method", "target", "fine_tune"}
 """Fields of a step that are not handed to its method as they are."""
 
@@ -31,7 +38,9 @@ def planned(step: Step, network: Network, original: Counts, export: Export, expo
     if isinstance(step, Train):
         return [(step.epochs, count(network).macs)] if step.epochs else []
     target = Goal(step.target, original, exports=exports)
-    return planned_trainings(network, step, target=target, channel_multiple=export.channel_multiple)
+    if isinstance(step, BlockRemoval):
+        return blocks.planned_trainings(network, step, target=target)
+    return filters.planned_trainings(network, step, target=target, channel_multiple=export.channel_multiple)
 
 
 def given(
@@ -52,8 +61,8 @@ def given(
         "target": Goal(step.target, original, accuracy, exports),
         "fine_tune": step.fine_tune,
         "seed": seed,
-        "channel_multiple": export.channel_multiple,
         "like": like,
+        **({"channel_multiple": export.channel_multiple} if isinstance(step, FilterNorm) else {}),
         **{name: getattr(step, name) for name in type(step).model_fields if name not in _RESOLVED},
     }
 

@@ -10,8 +10,9 @@ from typing import Protocol
 from core.graph.counts import Counts, count
 from core.graph.network import Network
 from core.outcome import Done
-from core.recipe import FilterNorm, Step, Target
 from core.report import LatencyRatio, TargetResult
+from core.step_settings import Step, Train
+from core.target_settings import Target
 
 ROUNDING = 1e-9
 """0.98 - 0.97 is 0.010000000000000009, and no more than 0.01."""
@@ -129,7 +130,7 @@ def target_results(
     step measured of the network that it ended with."""
     found = []
     for index, (step, own, latency) in enumerate(zip(steps, done.accuracies, done.latencies, strict=True)):
-        if isinstance(step, FilterNorm):
+        if not isinstance(step, Train):
             goal, prefix = Goal(step.target, original, exports=exports), f"step/{index}/"
             found += goal.results(goal.present(done.network, latency), prefix=prefix)
             lost = 0.0 if own is None else accuracy - own  # none where a step did nothing

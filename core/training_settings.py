@@ -311,3 +311,14 @@ class FineTune(Overrides):
         if self.local is not None and self.local.fine_tunings == "low" and self.policy.low is None:
             raise ValueError("local is for the fine-tunings of low, and the policy has none: fine_tunings: all")
         return self
+
+    def never_grown(self, budget: int | None) -> str | None:
+        """What is wrong with `local.grow` where no fine-tuning that it is for, `budget` epochs at most, gets to it."""
+        local, low = self.local, self.policy.low or 0
+        if local is None or not isinstance(local.grow, int):
+            return None
+        longest = low if local.fine_tunings == "low" else max(low, self.epochs)
+        longest = longest if budget is None else min(longest, budget)
+        if local.grow < longest:
+            return None
+        return f"local.grow after {local.grow} epochs is never reached: the longest local fine-tuning has {longest}"

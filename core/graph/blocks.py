@@ -129,6 +129,13 @@ def find_blocks(network: Network) -> list[Block]:
     return _described(reading, ordered)
 
 
+def innermost_residual(blocks: Iterable[Block]) -> list[Block]:
+    """The residual blocks that hold no other block."""
+    blocks = list(blocks)
+    around = {block.inside for block in blocks if block.kind == "residual"}
+    return [block for block in blocks if block.kind == "residual" and block.name not in around]
+
+
 class _Reading:
     """What is asked of a network's nodes again and again."""
 

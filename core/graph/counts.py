@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from core.graph.blocks import find_blocks, innermost_residual
 from core.graph.network import Network
 from core.graph.operators import form_of
 from core.graph.operators.convolution import CONVOLUTIONS
@@ -40,11 +41,12 @@ class LayerCount:
 @dataclass(frozen=True)
 class Counts:
     """Of a network at a batch of one. `params` are numbers that training may change; `filters` are output channels of
-    convolutions, all of them together."""
+    convolutions, all of them together; `blocks` are the residual blocks that hold no other."""
 
     params: int
     macs: int
     filters: int
+    blocks: int
     layers: dict[str, LayerCount]
 
 
@@ -79,6 +81,7 @@ def count(network: Network) -> Counts:
         filters=sum(
             layers[name].channels for name, layer in network.layers().items() if isinstance(layer, CONVOLUTIONS)
         ),
+        blocks=len(innermost_residual(find_blocks(network))),
         layers=layers,
     )
 

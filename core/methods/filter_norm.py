@@ -51,8 +51,8 @@ from core.graph.network import Network
 from core.graph.plans import replay
 from core.guard import Guard
 from core.outcome import Outcome
-from core.recipe import FilterNorm
-from core.report import Check, Cost, FrontPoint, LatencyRatio
+from core.pruning_run import PruningRun
+from core.report import Cost
 from core.rounds import (
     Scope,
     cut_no_more_than_needed,
@@ -67,10 +67,11 @@ from core.rounds import (
 from core.saliency.filter_norms import FilterNorms
 from core.saliency.random_scores import RandomScores
 from core.state import State
+from core.step_settings import FilterNorm
 from core.targets import Goal, Present
 from core.training.memory_format import images_channels_last
 from core.training.policies import FineTuning, expected_trainings
-from core.training.port import FitResult, TrainerPort, add_costs
+from core.training.port import TrainerPort
 from core.training.vicinity import changed_layers
 from core.training_settings import FineTune
 
@@ -252,9 +253,8 @@ def filter_norm(
             accuracy = trainer.evaluate(network, "validation").accuracy
             run.plan.append(entry)
             run.checks.append(check)
-        run.round += 1
+        run.over({name: len(units) for name, units in removal.items()})
         run.carried = carried
-        run.removed.append({name: len(units) for name, units in removal.items()})
         present = measured(network) if removal else target.present(network, run.latency)
         counts = present.counts
         if removal:
@@ -279,14 +279,8 @@ def filter_norm(
     if not is_done(present) and not state.get("stopped"):
         warnings.append(f"step {step} ended after {run.round} round(s), short of its target: {trainer.budget.told}")
     if not guard.admits(run.accuracy):
-        network, cuts, accuracy = guard.smallest(given, run.plan, step=step)
-        emit(f"{label}/guard", max_accuracy_drop=guard.allowed, lost=guard.lost(run.accuracy or 0.0),
-             kept_cuts=cuts, kept_lost=guard.lost(accuracy))  # fmt: skip
-        warnings.append(
-            f"step {step} was stopped by max_accuracy_drop {guard.allowed:g} after {len(run.plan)} cut(s): the network "
-            f"after {cuts} of them is kept, which lost {guard.lost(accuracy):.4g} on validation"
-        )
-        run.keep(cuts)
+        network, accuracy, warning = run.back_inside(guard, given, step=step, label=label, emit=emit)
+        warnings.append(warning)
     elif like is None and is_done(present) and not target.met(present):
         warnings.append(
             f"step {step} ended at the least widths (channel_multiple {channel_multiple}): nothing more could be "
@@ -294,7 +288,7 @@ def filter_norm(
         )
     return Outcome(
         network, run.plan, run.front, run.cost, run.checks, warnings=warnings, accuracy=accuracy, removed=run.removed,
-        latency=run.front[len(run.plan)].latency,
+        latency=run.kept_latency,
     )  # fmt: skip
 
 
@@ -332,68 +326,17 @@ def _described(groups: Sequence[ChannelGroup], channel_multiple: int) -> dict[st
 
 
 @dataclass
-class _Run:
-    """Rounds done and what they left. `carried`: removals that a group is still owed, see `select`. `removed`: of each
-    round, how many units of which group."""
+class _Run(PruningRun):
+    """`carried`: removals that a group is still owed, see `select`."""
 
-    round: int = 0
-    plan: list[dict[str, Any]] = field(default_factory=list)
     carried: dict[str, Fraction] = field(default_factory=dict)
-    front: list[FrontPoint] = field(default_factory=list)
-    checks: list[Check] = field(default_factory=list)
-    cost: Cost = field(default_factory=Cost)
-    removed: list[dict[str, int]] = field(default_factory=list)
 
     @classmethod
-    def of(cls, state: State) -> _Run:
-        if "front" not in state:
-            return cls()
-        return cls(
-            round=state["round"],
-            plan=list(state["plan"]),
-            carried={name: Fraction(text) for name, text in state["carried"].items()},
-            front=[FrontPoint(**point) for point in state["front"]],
-            checks=[Check(**check) for check in state["checks"]],
-            cost=Cost(**state["cost"]),
-            removed=list(state["removed"]),
-        )
-
-    def values(self) -> dict[str, Any]:
+    def read(cls, state: State) -> dict[str, Any]:
         return {
-            "round": self.round,
-            "plan": self.plan,
-            "carried": {name: str(value) for name, value in self.carried.items()},
-            "front": [point.model_dump() for point in self.front],
-            "checks": [check.model_dump() for check in self.checks],
-            "cost": self.cost.model_dump(),
-            "removed": self.removed,
+            **super().read(state),
+            "carried": {name: Fraction(text) for name, text in state["carried"].items()},
         }
 
-    def keep(self, cuts: int) -> None:
-        """Forgets every cut but the first `cuts`, and the rounds after them; what they cost stays."""
-        rounds = [number for number, units in enumerate(self.removed, start=1) if units]
-        self.plan, self.checks, self.removed = self.plan[:cuts], self.checks[:cuts], self.removed[: rounds[cuts - 1]]
-
-    def visit(self, step: int, present: Present, accuracy: float | None) -> None:
-        """Notes a network. Its accuracy is that of the moment; training it replaces it (`trained`)."""
-        counts = present.counts
-        self.front.append(
-            FrontPoint(step=step, round=self.round, params=counts.params, macs=counts.macs, filters=counts.filters,
-                       validation_accuracy=accuracy, file_bytes=present.file_bytes, latency=present.latency)
-        )  # fmt: skip
-
-    @property
-    def latency(self) -> LatencyRatio | None:
-        """Of the network visited last, as it was measured then."""
-        return self.front[-1].latency
-
-    @property
-    def accuracy(self) -> float | None:
-        """On validation, of the network visited last, as it was trained last."""
-        return self.front[-1].validation_accuracy
-
-    def trained(self, fit: FitResult) -> None:
-        """Books a training of the network visited last."""
-        self.cost = add_costs(self.cost, fit.cost)
-        if fit.score is not None and self.plan:  # the point of what was given stays as it is
-            self.front[-1] = self.front[-1].model_copy(update={"validation_accuracy": fit.score.accuracy})
+    def values(self) -> dict[str, Any]:
+        return {**super().values(), "carried": {name: str(value) for name, value in self.carried.items()}}

@@ -66,6 +66,6 @@ def train(
     )
     accuracy = fit.score.accuracy if fit.score else None
     point = FrontPoint(step=step, round=0, params=counts.params, macs=counts.macs, filters=counts.filters,
-                       validation_accuracy=accuracy)  # fmt: skip
+                       blocks=counts.blocks, validation_accuracy=accuracy)  # fmt: skip
     warnings = [f"step {step} had {given} of {epochs} epochs: {trainer.budget.told}"] if given < epochs else []
     return Outcome(network, [], [point], fit.cost, [], warnings=warnings, accuracy=accuracy, checkpoints=checkpoints)

@@ -18,8 +18,9 @@ from core.graph.batch_norm_folding import fold
 from core.graph.export import write_onnx
 from core.graph.importers import load
 from core.job import DatasetInput, JobInputs, ModelInput
-from core.recipe import Train, parse_recipe
+from core.recipe import parse_recipe
 from core.report import Report
+from core.step_settings import Train
 from tests.core.fakes import Dying, Events, Killed, no_memory
 
 DIGITS = DatasetInput(path=None, sha256=None, format="digits")

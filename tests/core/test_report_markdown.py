@@ -28,7 +28,7 @@ def report(**changes: Any) -> Report:
                   params_after=72, macs_before=9216, macs_after=4608, latency_ms_before=0.5, latency_ms_after=None),
         ],
         "frozen": [Frozen(operator="output", node="fc", layers=["fc"], reason="the channels of a model output stay")],
-        "front": [FrontPoint(step=0, round=0, params=1000, macs=2000, filters=30, validation_accuracy=None)],
+        "front": [FrontPoint(step=0, round=0, params=1000, macs=2000, filters=30, blocks=9, validation_accuracy=None)],
         "cost": Cost(epochs=3, epochs_kept=2, epoch_params=3000, epoch_params_kept=2000, images=300, seconds=12.5),
         "macs_counted": ["convolutions"],
         "macs_not_counted": ["biases"],
@@ -69,7 +69,9 @@ def test_it_says_what_a_reader_must_know(changes: dict[str, Any], expected: str)
 
 
 def test_what_a_target_asks_for_is_told_of_every_network() -> None:
-    point = FrontPoint(step=0, round=0, params=1000, macs=2000, filters=30, validation_accuracy=None, file_bytes=4321)
+    point = FrontPoint(
+        step=0, round=0, params=1000, macs=2000, filters=30, blocks=9, validation_accuracy=None, file_bytes=4321
+    )
     measured = LatencyRatio(ratio=0.5, low=0.45, high=0.62, windows=15, original_ms=2.0, candidate_ms=1.0)
     text = to_markdown(
         report(

@@ -6,15 +6,15 @@ import pytest
 
 from core.graph.counts import Counts
 from core.graph.network import Network
-from core.recipe import Target
 from core.report import LatencyRatio, TargetResult
+from core.target_settings import Target
 from core.targets import Goal, Present, latency_doubts
 
-ORIGINAL = Counts(params=1000, macs=30_000, filters=30, layers={})
+ORIGINAL = Counts(params=1000, macs=30_000, filters=30, blocks=10, layers={})
 
 
 def counts(**changes: int) -> Counts:
-    return Counts(**{"params": 1000, "macs": 30_000, "filters": 30, "layers": {}, **changes})  # type: ignore[arg-type]
+    return Counts(**{"params": 1000, "macs": 30_000, "filters": 30, "blocks": 10, "layers": {}, **changes})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -19,9 +19,9 @@ from core.graph.network import Network
 from core.graph.plans import channel_map, replay
 from core.methods.filter_norm import filter_norm
 from core.outcome import Outcome
-from core.recipe import Target
 from core.rounds import filter_groups, planned_rounds
 from core.saliency.filter_norms import weight_norms
+from core.target_settings import Target
 from core.targets import Goal
 from core.training_settings import FineTune
 from tests.core.fakes import Events, ScriptedTrainer, empty_state, small_dataset

@@ -19,8 +19,8 @@ from core.graph.importers import read_onnx
 from core.graph.lowering import trace
 from core.graph.network import Network
 from core.methods.filter_norm import filter_norm
-from core.recipe import Target
 from core.rounds import filter_groups
+from core.target_settings import Target
 from core.targets import Goal
 from core.training_settings import FineTune
 from core.widths import least_width, unit_multiple

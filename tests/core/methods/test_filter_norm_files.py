@@ -20,10 +20,12 @@ from core.graph.network import Network
 from core.methods.filter_norm import filter_norm, planned_trainings
 from core.outcome import Outcome
 from core.progress import Progress
-from core.recipe import Export, FilterNorm, Target
+from core.recipe import Export
 from core.report import LatencyRatio
 from core.rounds import cut_no_more_than_needed, is_at_least
 from core.state import State
+from core.step_settings import FilterNorm
+from core.target_settings import Target
 from core.targets import Goal
 from core.training.trainer import Trainer
 from core.training_settings import FineTune, Moments, Policy, Sgd, Training

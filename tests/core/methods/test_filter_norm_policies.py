@@ -16,8 +16,8 @@ from core.graph.network import Network
 from core.graph.plans import replay
 from core.methods.filter_norm import filter_norm
 from core.outcome import Outcome
-from core.recipe import Target
 from core.state import State
+from core.target_settings import Target
 from core.targets import Goal
 from core.training.budget import EpochsBudget
 from core.training_settings import FineTune, Moments, Policy

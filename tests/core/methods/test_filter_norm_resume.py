@@ -17,8 +17,8 @@ from core.graph.network import Network
 from core.methods.filter_norm import filter_norm
 from core.outcome import Outcome
 from core.progress import Progress
-from core.recipe import Target
 from core.state import State
+from core.target_settings import Target
 from core.targets import Goal
 from core.training.trainer import Trainer
 from core.training_settings import FineTune, Moments, Policy, Sgd, Training, WeightNoise

@@ -22,8 +22,8 @@ from core.graph.network import Network
 from core.methods.filter_norm import filter_norm
 from core.outcome import Outcome
 from core.progress import Progress
-from core.recipe import Target
 from core.state import State
+from core.target_settings import Target
 from core.targets import Goal
 from core.training.port import FitResult
 from core.training.trainer import Trainer

@@ -1,0 +1,234 @@
+"""Residual blocks are taken out one after the other, those with the lowest saliency first.
+
+Velici 2022, chapters 3 and 4. Each round scores the blocks that are left (`saliency`, `rescore_every`), removes the
+lowest, and fine-tunes by the policy; rounds go on until the target holds. What is left in a block's place is its
+shortcut: y = shortcut(x); a block that changes shapes keeps the convolution of its shortcut (section 3.1.1).
+
+Differs from the thesis
+- Blocks are found in any network (`core.graph.blocks`): residual blocks that hold no other. Its ResNets are one case.
+- Every removal is proved exact, and BatchNorm statistics are measured afresh after it.
+- The target may be of parameters, MACs, filters, size or latency as well; a round takes no more than it needs.
+- `saliency: random` with the numbers of another run is the control.
+
+Refuses
+- a network without a residual block that may go (`NothingRemoved`, with reasons);
+- a target that even the network without any of them misses (`TargetUnreachable`). Both before any training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from core.block_settings import BlockRemoval, Fade, Racing, Replace, Saliency, Soft
+from core.blocks.candidates import Candidate, Candidates, lowest
+from core.blocks.foreseen import planned_rounds, require_reachable
+from core.blocks.removal import no_more_than_needed, remove
+from core.data.datasets import Dataset
+from core.events import Emit
+from core.graph.counts import count
+from core.graph.network import Network
+from core.graph.plans import replay
+from core.guard import Guard
+from core.outcome import Outcome
+from core.pruning_run import PruningRun
+from core.report import Cost
+from core.saliency.block_scores import SALIENCIES, Scoring
+from core.state import State
+from core.targets import Goal
+from core.training.policies import FineTuning, expected_trainings
+from core.training.port import TrainerPort
+from core.training.vicinity import units_of
+from core.training_settings import FineTune
+
+PROOF_IMAGES = 4
+"""Real inputs that each removal is proved on, in float64."""
+
+
+def block_removal(
+    network: Network,
+    data: Dataset,
+    *,
+    saliency: Saliency,
+    rescore_every: int | None,
+    scores: str,
+    batches: int | None,
+    racing: Racing | None,
+    cache_mib: int,
+    blocks_per_round: int,
+    equalise: bool,
+    fade: Fade | None,
+    soft: Soft | None,
+    replace: Replace | None,
+    target: Goal,
+    fine_tune: FineTune,
+    trainer: TrainerPort,
+    emit: Emit,
+    state: State,
+    step: int = 0,
+    seed: int = 0,
+    like: Sequence[Mapping[str, int]] | None = None,
+) -> Outcome:
+    """Removes blocks of `network` in rounds until `target` holds. See the top of this file.
+
+    Args:
+        data: gives the images that blocks are scored on, and those that removals are proved on.
+        state: this step's own scope: empty, or what an earlier attempt saved. A run that goes on from it ends in the
+            same bits as an undisturbed one.
+        step: index of the step in the recipe, for the names of events.
+        seed: of random scores and new weights, and of noise on weights.
+        like: for the control `random`: how many candidates of which group (or "blocks") go in each round, in place of
+            the target.
+        The others are the recipe's (`core.block_settings.BlockRemoval`).
+
+    Raises `NothingRemoved`, `TargetUnreachable`; `ExactnessFailed` if a removal is not exact; `TrainingDiverged`.
+    """
+    label = f"prune/step/{step}"
+    run = _Run.of(state)
+    given = network
+    network = replay(given, run.plan) if run.plan else given.clone()  # what was given is left as it is
+    if "weights" in state:
+        network.load_state_dict(state["weights"])
+    trainer.resumed(run.cost)
+    known = Candidates(given, 1 if replace is None else replace.neighbours)
+
+    def is_done(network: Network) -> bool:
+        if like is not None:
+            return run.round >= len(like)
+        return target.met(target.present(network, run.latency)) or not known.of(network)
+
+    if "front" not in state:  # a fresh start
+        present = target.present(network, None if like is not None else target.measured_latency(network))
+        if target.met(present) if like is None else not like:
+            reason = "the target is met already"
+            emit(f"{label}/skipped", reason=reason, targets=[result.model_dump() for result in target.results(present)])
+            return Outcome(network, [], [], Cost(), [], skipped=reason, latency=present.latency)
+        if like is None:
+            require_reachable(network, known, target, step=step)
+            trainer.budget.require_room_for(0, fine_tuned=fine_tune.epochs > 0, step=step)
+        run.visit(step, present, trainer.evaluate(network, "validation").accuracy)
+        state.put(**run.values())
+
+    if like is None:
+        rounds = planned_rounds(network, known, target, per_round=blocks_per_round)
+    else:
+        rounds = [count(network).macs] * (len(like) - run.round + 1)
+    tuning = FineTuning(
+        fine_tune,
+        trainer=trainer,
+        state=state.scope("fine_tune"),
+        step=step,
+        seed=seed,
+        rounds=run.round + len(rounds) - 1,
+        accuracy=run.front[0].validation_accuracy or 0.0,
+        units=units_of(given),
+    )
+    guard = Guard(target, state=state.scope("guard"))
+    to_come = sum(epochs for epochs, _ in tuning.expect(rounds[1:], done=run.round))
+    emit(f"{label}/plan", rounds_done=run.round, rounds_to_come=len(rounds) - 1, epochs=trainer.budget.within(to_come),
+         groups=known.groups, frozen=known.frozen)  # fmt: skip
+
+    while not state.get("stopped"):
+        met = is_done(network)
+        if met and not state.get("ended"):
+            tuning.after(run.round, run.accuracy, last=True)
+            state.put(ended=True)
+        rounds = rounds if met or len(rounds) > 1 else [count(network).macs, rounds[-1]]  # the estimate was short
+        due = [(tuning.due.epochs, count(network).macs)] if tuning.due else []
+        trainer.expect(f"step/{step}", due if met else [*due, *tuning.expect(rounds[1:], done=run.round)])
+        if tuning.due is not None:
+            whole = tuning.due.whole
+            fit = tuning.run(network, last=met, on_epoch=lambda record: state.drop("weights"), plan=run.plan)
+            run.trained(fit)
+            guard.look(network, len(run.plan), run.accuracy)
+            stopped = whole and bool(run.plan) and not guard.admits(run.accuracy)
+            state.save(**run.values(), weights=network.state_dict(), stopped=stopped)
+            if stopped:
+                break
+        if met:
+            break
+        rounds = rounds[1:]
+
+        group = known.turn(network, run.round) if equalise else None
+        candidates = known.of(network, group)
+        rescored = run.needs_scores(rescore_every, candidates)
+        if rescored:
+            found = SALIENCIES[saliency](
+                Scoring(
+                    network=network, candidates=candidates, data=data, trainer=trainer, round=run.round, seed=seed,
+                    split="pruning" if scores == "pruning_split" else "validation",
+                )
+            )  # fmt: skip
+            run.scored(found)
+        number = blocks_per_round if like is None else sum(like[run.round].values())
+        chosen = lowest(run.scores, candidates, number)
+        if like is None and target.target.latency is None:
+            chosen = no_more_than_needed(network, chosen, target)
+        images, _ = next(iter(data.batches("validation", PROOF_IMAGES, device=next(network.parameters()).device)))
+        name = f"{label}/round/{run.round + 1}"
+        before = run.accuracy
+        removed = remove(network, chosen, images, name=name)
+        network = removed.network
+        run.plan += removed.entries
+        run.checks += removed.checks
+        trainer.recalibrate(network, label=f"{name}/recalibrate")
+        accuracy = trainer.evaluate(network, "validation").accuracy
+        run.over({"blocks" if group is None else group: len(chosen)})
+        present = target.present(network, None if like is not None else target.measured_latency(network))
+        run.visit(step, present, accuracy)
+        guard.look(network, len(run.plan), accuracy)
+        ended = is_done(network)
+        tuned = tuning.after(run.round, accuracy, last=ended, wound=removed.wound)
+        counts = present.counts
+        emit(f"{name}/select", saliency=saliency, rescored=rescored, scores=run.scores,
+             removed=[candidate.name for candidate in chosen], group=group, left=known.left(network),
+             blocks=counts.blocks, params=counts.params, macs=counts.macs, filters=counts.filters,
+             file_bytes=present.file_bytes, latency=present.latency.model_dump() if present.latency else None,
+             accuracy_before=before, validation_accuracy=accuracy,
+             exactness=max(check.error for check in removed.checks), **tuned)  # fmt: skip
+        state.save(**run.values(), weights=network.state_dict(), ended=ended)
+
+    warnings = [*tuning.never_reached(run.round), *tuning.cut_short()]
+    left_with = run.accuracy
+    if not guard.admits(run.accuracy):
+        network, left_with, warning = run.back_inside(guard, given, step=step, label=label, emit=emit)
+        warnings.append(warning)
+    elif like is None and not target.met(target.present(network, run.latency)):
+        warnings.append(f"step {step} ended without a block that may go, and its target was not reached")
+    return Outcome(
+        network, run.plan, run.front, run.cost, run.checks, warnings=warnings, accuracy=left_with, removed=run.removed,
+        latency=run.kept_latency,
+    )  # fmt: skip
+
+
+def planned_trainings(network: Network, step: BlockRemoval, *, target: Goal) -> list[tuple[int, int]]:
+    """(epochs, MACs) of each training that `step` is expected to take on `network`."""
+    known = Candidates(network, 1 if step.replace is None else step.replace.neighbours)
+    rounds = planned_rounds(network, known, target, per_round=step.blocks_per_round)
+    return expected_trainings(step.fine_tune, rounds[1:], done=0, rounds=len(rounds) - 1)
+
+
+@dataclass
+class _Run(PruningRun):
+    """`scores`: of the last scoring, by candidate; `scored_at`: rounds done then."""
+
+    scores: dict[str, float] = field(default_factory=dict)
+    scored_at: int | None = None
+
+    @classmethod
+    def read(cls, state: State) -> dict[str, Any]:
+        return {**super().read(state), "scores": dict(state["scores"]), "scored_at": state["scored_at"]}
+
+    def values(self) -> dict[str, Any]:
+        return {**super().values(), "scores": self.scores, "scored_at": self.scored_at}
+
+    def needs_scores(self, every: int | None, candidates: Sequence[Candidate]) -> bool:
+        """Whether it is time to score again; so it is where a candidate has no score yet."""
+        if self.scored_at is None or any(candidate.name not in self.scores for candidate in candidates):
+            return True
+        return every is not None and self.round - self.scored_at >= every
+
+    def scored(self, found: Mapping[str, float]) -> None:
+        self.scores = {**self.scores, **found} if self.scored_at == self.round else dict(found)
+        self.scored_at = self.round

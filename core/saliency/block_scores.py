@@ -1,0 +1,66 @@
+"""Saliencies of residual blocks (Velici 2022, section 3.3): the block with the lowest score goes first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from core.block_settings import Saliency
+from core.blocks.candidates import Candidate
+from core.data.augment import seeded
+from core.data.datasets import Dataset
+from core.data.source import SplitName
+from core.graph.network import Network
+from core.graph.operators.convolution import CONVOLUTIONS
+from core.training.port import TrainerPort
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """What candidates are scored on.
+
+    Attributes:
+        network: the present one; it is left as it is.
+        candidates: in execution order.
+        split: the images, not augmented.
+        round: rounds done.
+        seed: of the step.
+    """
+
+    network: Network
+    candidates: Sequence[Candidate]
+    data: Dataset
+    split: SplitName
+    trainer: TrainerPort
+    round: int
+    seed: int
+
+
+def weights_mean(scoring: Scoring) -> dict[str, float]:
+    """The mean absolute weight of all the block's convolutions, of all their weights together."""
+    layers = scoring.network.layers()
+    found = {}
+    for candidate in scoring.candidates:
+        own = [layers[name] for block in candidate.blocks for name in block.own]
+        weights = [layer.get_parameter("weight").detach() for layer in own if isinstance(layer, CONVOLUTIONS)]
+        total = sum(float(weight.double().abs().sum()) for weight in weights)
+        found[candidate.name] = total / max(1, sum(weight.numel() for weight in weights))
+    return found
+
+
+def random(scoring: Scoring) -> dict[str, float]:
+    """Uniform in [0, 1), of the seed, the round and the name alone."""
+    found = {}
+    for candidate in scoring.candidates:
+        generator = seeded(scoring.seed, scoring.round, f"random score of {candidate.name}")
+        found[candidate.name] = float(torch.rand((), generator=generator, dtype=torch.float64))
+    return found
+
+
+SALIENCIES: Mapping[Saliency, Callable[[Scoring], dict[str, float]]] = {
+    "weights_mean": weights_mean,
+    "random": random,
+}
+"""By the recipe's `saliency`: the score of each candidate, by its name."""
