@@ -68,7 +68,11 @@ class BlockRemoval(Section):
 
     method: Literal["block_removal"]
     saliency: Saliency = "oracle"
-    rescore_every: Some | None = Field(1, description="rounds between two scorings; null: once, at the beginning")
+    rescore_every: Some | None = Field(
+        default_factory=lambda given: None if given.get("saliency") == "linear_probe" else 1,
+        description="rounds between two scorings; null: once, at the beginning, as linear_probe always is",
+        json_schema_extra={"default": 1},
+    )
     scores: Literal["validation", "pruning_split"] = Field(
         "validation", description="the images that blocks are scored on"
     )
@@ -96,8 +100,10 @@ class BlockRemoval(Section):
             wrong.append("batches is of saliency: block_gradient")
         if self.racing is not None and self.saliency != "oracle":
             wrong.append("racing is of saliency: oracle")
-        if self.saliency != "oracle" and "cache_mib" in self.model_fields_set:
+        if self.saliency != "oracle" and self.cache_mib != type(self).model_fields["cache_mib"].default:
             wrong.append("cache_mib is of saliency: oracle")
+        if self.saliency == "linear_probe" and self.rescore_every is not None:
+            wrong.append("rescore_every is null with saliency: linear_probe, which is evaluated only once")
         if self.scores != "validation" and self.saliency in DATALESS:
             wrong.append(f"scores is of the images that blocks are scored on; {self.saliency} looks at none")
         if self.replace is not None and self.blocks_per_round > 1:

@@ -154,10 +154,12 @@ def block_removal(
         candidates = known.of(network, group)
         rescored = run.needs_scores(rescore_every, candidates)
         if rescored:
+            # scores that later rounds go by, too, are of one network, whichever group's turn it is
+            asked = candidates if rescore_every == 1 else known.of(network)
             found = SALIENCIES[saliency](
                 Scoring(
-                    network=network, candidates=candidates, data=data, trainer=trainer, round=run.round, seed=seed,
-                    split="pruning" if scores == "pruning_split" else "validation",
+                    network=network, candidates=asked, data=data, trainer=trainer, round=run.round, seed=seed,
+                    split="pruning" if scores == "pruning_split" else "validation", batches=batches,
                 )
             )  # fmt: skip
             run.scored(found)

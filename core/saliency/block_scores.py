@@ -14,6 +14,9 @@ from core.data.datasets import Dataset
 from core.data.source import SplitName
 from core.graph.network import Network
 from core.graph.operators.convolution import CONVOLUTIONS
+from core.saliency.block_activations import activation_change, activation_change_plus_one, activation_mean
+from core.saliency.block_gradient import block_gradient, block_gradient_max
+from core.saliency.block_probe import linear_probe
 from core.training.port import TrainerPort
 
 
@@ -25,6 +28,7 @@ class Scoring:
         network: the present one; it is left as it is.
         candidates: in execution order.
         split: the images, not augmented.
+        batches: how many minibatches of them a gradient is of; None: all.
         round: rounds done.
         seed: of the step.
     """
@@ -33,6 +37,7 @@ class Scoring:
     candidates: Sequence[Candidate]
     data: Dataset
     split: SplitName
+    batches: int | None
     trainer: TrainerPort
     round: int
     seed: int
@@ -60,6 +65,12 @@ def random(scoring: Scoring) -> dict[str, float]:
 
 
 SALIENCIES: Mapping[Saliency, Callable[[Scoring], dict[str, float]]] = {
+    "activation_change": activation_change,
+    "activation_change_plus_one": activation_change_plus_one,
+    "activation_mean": activation_mean,
+    "block_gradient": block_gradient,
+    "block_gradient_max": block_gradient_max,
+    "linear_probe": linear_probe,
     "weights_mean": weights_mean,
     "random": random,
 }
