@@ -113,7 +113,7 @@ class _DryRun:
             start, _, _ = with_batch_norm(start, sample, images)
         self.emit("prune/start")
         began = time.perf_counter()
-        ran, failed = self._steps_and_controls(start, original, dataset, exports, accuracy)
+        ran, failed = self._steps_and_controls(start, original, dataset, task, exports, accuracy)
         cutting_seconds = time.perf_counter() - began
         done = ran.done
         self.emit("measure/start")
@@ -182,7 +182,7 @@ class _DryRun:
     # --- steps and controls -------------------------------------------------------------------------------------------
 
     def _steps_and_controls(
-        self, start: Network, original: Network, dataset: Dataset, exports: Exports, accuracy: float
+        self, start: Network, original: Network, dataset: Dataset, task: Task, exports: Exports, accuracy: float
     ) -> tuple[Ran, list[str]]:
         """What the steps leave of `start`, and the controls that fail, in words."""
         recipe, progress = self.recipe, Progress(_silent)
@@ -191,7 +191,7 @@ class _DryRun:
             looks = any(getattr(step, "signal", None) == "activations" for step in recipe.steps)
             made = Untrained(
                 dataset, training=recipe.training, device=self.device, seed=recipe.seed, accuracy=accuracy,
-                looked_at=LOOKED_AT_IMAGES if looks else 0, prefix=prefix,
+                looked_at=LOOKED_AT_IMAGES if looks else 0, task=task, prefix=prefix,
                 booked=self.booked.setdefault(prefix.rstrip("/").rpartition("/")[2] or STEPS, []),
             )  # fmt: skip
             return made

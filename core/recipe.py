@@ -108,6 +108,8 @@ class Recipe(Section):
             found.append(f"reconstruction is for task: reconstruction, not for {self.task}")
         if self.task == "imitation" and any(baseline.kind == "unpruned" for baseline in self.baselines):
             found.append("the baseline unpruned of task: imitation would be the original imitating itself")
+        if self.task != "classification" and any(getattr(step, "racing", None) for step in self.steps):
+            found.append(f"racing is for classification, not for {self.task}: it counts the images that are told wrong")
         others = {name for task, names in MEASURES.items() if task != self.task for name in names}
         found += [
             f"the requirement {name} is not measured in task: {self.task}"

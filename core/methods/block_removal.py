@@ -158,6 +158,8 @@ def block_removal(
                 Scoring(
                     network=network, candidates=candidates, data=data, trainer=trainer, round=run.round, seed=seed,
                     split="pruning" if scores == "pruning_split" else "validation",
+                    emit=emit, step=step, cache_mib=cache_mib, racing=racing,
+                    goes=blocks_per_round * (rescore_every or len(candidates)),
                 )
             )  # fmt: skip
             run.scored(found)

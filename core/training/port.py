@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from torch import Tensor
 
@@ -13,6 +13,9 @@ from core.report import Cost
 from core.state import State
 from core.training.budget import EpochsBudget
 from core.training_settings import Training
+
+if TYPE_CHECKING:
+    from core.tasks.task import Task  # whose scores are this module's
 
 SplitName = Literal["train", "validation", "test"]
 
@@ -63,6 +66,9 @@ class TrainerPort(Protocol):
 
     warnings: list[str]
     """What a reader of the report should know of the trainings since it was emptied last."""
+
+    task: Task
+    """What training minimises and evaluation measures."""
 
     @property
     def training(self) -> Training:

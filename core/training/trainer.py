@@ -90,7 +90,7 @@ class Trainer:
         self._emit = emit
         self._progress = progress
         self._prefix = prefix
-        self.task = Classification() if task is None else task
+        self.task: Task = Classification() if task is None else task
         self._clock = clock
 
     def fit(

@@ -18,6 +18,7 @@ from core.job import Preprocess, Room
 from core.measure.memory import MemoryNotMeasured
 from core.report import Cost
 from core.state import State
+from core.tasks import Classification, Task
 from core.training.budget import EpochsBudget
 from core.training.port import FitResult, ParameterGroup, Score, SplitName
 from core.training_settings import Training
@@ -66,6 +67,7 @@ class ScriptedTrainer:
         self.budget = EpochsBudget()
         self.plan: Sequence[Mapping[str, Any]] = ()
         self.warnings: list[str] = []
+        self.task: Task = Classification()
         self.moving: list[list[list[str]] | None] = []
         self.labels: list[tuple[str, int]] = []
         self.expected: list[list[tuple[int, int]]] = []
