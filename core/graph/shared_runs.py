@@ -69,6 +69,18 @@ class SharedRuns:
     def bytes_per_image(self) -> int:
         return _most_bytes(self._graph, self._timeline)
 
+    def often(self) -> Counter[str]:
+        """How often each node is run, by its name."""
+        found: Counter[str] = Counter()
+        for action, _ in self._timeline:
+            own = (
+                [node for node, _ in action.steps if node not in action.instead]
+                if isinstance(action, _Rest)
+                else [action]
+            )
+            found.update(node.name for node in own)
+        return found
+
     def __call__(self, *inputs: Tensor) -> Iterator[tuple[str, Outputs]]:
         """Name and outputs of each variant for a batch, in the order in which they come about."""
         held: dict[fx.Node, Tensor] = {**self._constants(), **dict(zip(self._inputs, inputs, strict=True))}
