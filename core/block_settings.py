@@ -79,8 +79,8 @@ class BlockRemoval(Section):
     batches: Some | None = Field(None, description="of those images, for block_gradient: the first so many; null: all")
     racing: Racing | None = None
     cache_mib: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
-        256, description="that the oracle keeps of activations in front of the blocks, at most; what does not fit is "
-        "computed again"
+        256, description="that the oracle holds of activations at once, at most: it takes smaller batches, or computes "
+        "again what does not fit"
     )  # fmt: skip
     blocks_per_round: Some = 1
     equalise: bool = Field(
@@ -100,6 +100,10 @@ class BlockRemoval(Section):
             wrong.append("batches is of saliency: block_gradient")
         if self.racing is not None and self.saliency != "oracle":
             wrong.append("racing is of saliency: oracle")
+        if self.racing is not None and self.rescore_every is None:
+            wrong.append("racing drops blocks that do not go before the next scoring: with rescore_every: a number")
+        if self.racing is not None and self.equalise and self.rescore_every != 1:
+            wrong.append("racing goes by the best blocks of all, equalise by those of a group: with rescore_every: 1")
         if self.saliency != "oracle" and self.cache_mib != type(self).model_fields["cache_mib"].default:
             wrong.append("cache_mib is of saliency: oracle")
         if self.saliency == "linear_probe" and self.rescore_every is not None:

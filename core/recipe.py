@@ -116,6 +116,8 @@ class Recipe(Section):
                 f"saliency: {saliencies[0]} of the original imitating itself is zero for each block: it is for a step "
                 "behind another"
             )
+        if self.task != "classification" and any(getattr(step, "racing", None) for step in self.steps):
+            found.append(f"racing is for classification, not for {self.task}: it counts the images that are told wrong")
         others = {name for task, names in MEASURES.items() if task != self.task for name in names}
         found += [
             f"the requirement {name} is not measured in task: {self.task}"

@@ -88,10 +88,11 @@ def _follow(blocks: Sequence[Block]) -> bool:
 
 
 def lowest(scores: Mapping[str, float], candidates: Sequence[Candidate], number: int) -> list[Candidate]:
-    """So many candidates with the least scores, no block in two of them; of equal ones the first in execution order."""
+    """So many candidates with the least scores, no block in two of them; of equal ones the first in `scores`."""
+    places = {name: place for place, name in enumerate(scores)}
     chosen: list[Candidate] = []
     taken: set[str] = set()
-    for candidate in sorted(candidates, key=lambda each: scores[each.name]):
+    for candidate in sorted(candidates, key=lambda each: (scores[each.name], places[each.name])):
         if len(chosen) < number and taken.isdisjoint(candidate.names):
             chosen.append(candidate)
             taken.update(candidate.names)

@@ -160,6 +160,8 @@ def block_removal(
                 Scoring(
                     network=network, candidates=asked, data=data, trainer=trainer, round=run.round, seed=seed,
                     split="pruning" if scores == "pruning_split" else "validation", batches=batches,
+                    emit=emit, step=step, cache_mib=cache_mib, racing=racing,
+                    goes=blocks_per_round * (rescore_every or len(asked)),
                 )
             )  # fmt: skip
             run.scored(found)
