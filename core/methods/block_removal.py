@@ -38,6 +38,7 @@ from core.report import Cost
 from core.saliency.block_scores import SALIENCIES, Scoring
 from core.state import State
 from core.targets import Goal
+from core.training.memory_format import to_channels_last
 from core.training.policies import FineTuning, expected_trainings
 from core.training.port import TrainerPort, add_costs
 from core.training.vicinity import units_of
@@ -91,6 +92,7 @@ def block_removal(
     network = replay(given, run.plan) if run.plan else given.clone()  # what was given is left as it is
     if "weights" in state:
         network.load_state_dict(state["weights"])
+    to_channels_last(network)  # as a training leaves it: another layout, other bits in what is measured of it
     trainer.resumed(run.cost)
     known = Candidates(given, 1 if replace is None else replace.neighbours)
     alone = alone_epochs(replace)
@@ -186,11 +188,11 @@ def block_removal(
         if alone:
             run.alone += trainer.budget.within(alone)
             fit = train_alone(
-                network, chosen, epochs=alone, fine_tune=fine_tune, trainer=trainer, state=state.scope("alone"),
+                network, chosen, epochs=alone, fine_tune=fine_tune, trainer=trainer, state=state.scope("new_block"),
                 label=f"fine_tune/{step}/round/{run.round + 1}", plan=[*run.plan, *removed.entries],
             )  # fmt: skip
             run.cost = add_costs(run.cost, fit.cost)
-            state.drop("alone")
+            state.drop("new_block")
         run.plan += removed.entries
         run.checks += removed.checks
         accuracy = trainer.evaluate(network, "validation").accuracy
