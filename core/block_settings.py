@@ -112,6 +112,8 @@ class BlockRemoval(Section):
             wrong.append(f"scores is of the images that blocks are scored on; {self.saliency} looks at none")
         if self.replace is not None and self.blocks_per_round > 1:
             wrong.append("replace takes its neighbours one group a round: without blocks_per_round")
+        if self.replace is not None and self.rescore_every != 1:
+            wrong.append("replace has new neighbours to score after each round: rescore_every is 1")
         if self.soft is not None:
             named = ("fade", "replace", "equalise")
             wrong += [f"soft goes without {name}" for name in named if getattr(self, name)]
