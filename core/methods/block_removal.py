@@ -21,9 +21,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from core.block_report import BlockHistory
 from core.block_settings import BlockRemoval, Fade, Racing, Replace, Saliency, Soft
+from core.blocks.analysis import analysed
 from core.blocks.candidates import Candidate, Candidates, lowest
 from core.blocks.foreseen import planned_rounds, require_reachable
+from core.blocks.history import note_fine_tuning, note_round
 from core.blocks.removal import no_more_than_needed, remove
 from core.data.datasets import Dataset
 from core.events import Emit
@@ -108,6 +111,9 @@ def block_removal(
             require_reachable(network, known, target, step=step)
             trainer.budget.require_room_for(0, fine_tuned=fine_tune.epochs > 0, step=step)
         run.visit(step, present, trainer.evaluate(network, "validation").accuracy)
+        run.history = BlockHistory(
+            saliency=saliency, blocks=known.all, params=present.counts.params, accuracy=run.accuracy
+        )
         state.put(**run.values())
 
     if like is None:
@@ -141,6 +147,7 @@ def block_removal(
             whole = tuning.due.whole
             fit = tuning.run(network, last=met, on_epoch=lambda record: state.drop("weights"), plan=run.plan)
             run.trained(fit)
+            note_fine_tuning(run.history, fit, whole=whole)
             guard.look(network, len(run.plan), run.accuracy)
             stopped = whole and bool(run.plan) and not guard.admits(run.accuracy)
             state.save(**run.values(), weights=network.state_dict(), stopped=stopped)
@@ -161,6 +168,7 @@ def block_removal(
                 )
             )  # fmt: skip
             run.scored(found)
+        standing = candidates if group is None else known.of(network)
         number = blocks_per_round if like is None else sum(like[run.round].values())
         chosen = lowest(run.scores, candidates, number)
         if like is None and target.target.latency is None:
@@ -187,6 +195,12 @@ def block_removal(
              file_bytes=present.file_bytes, latency=present.latency.model_dump() if present.latency else None,
              accuracy_before=before, validation_accuracy=accuracy,
              exactness=max(check.error for check in removed.checks), **tuned)  # fmt: skip
+        ranking = note_round(
+            run.history, standing, round=run.round, scores=run.scores, scored_after=run.scored_at, group=group,
+            removed=[candidate.name for candidate in chosen], left=known.left(network), params=counts.params,
+            accuracy_before=before, accuracy_cut=accuracy,
+        )  # fmt: skip
+        emit(f"{name}/ranking", **ranking)
         state.save(**run.values(), weights=network.state_dict(), ended=ended)
 
     warnings = [*tuning.never_reached(run.round), *tuning.cut_short()]
@@ -196,9 +210,12 @@ def block_removal(
         warnings.append(warning)
     elif like is None and not target.met(target.present(network, run.latency)):
         warnings.append(f"step {step} ended without a block that may go, and its target was not reached")
+    analysis = analysed(run.history, step=step, run="random" if like is not None else "pruned",
+                        rounds_kept=len(run.ends))  # fmt: skip
+    emit(f"{label}/analysis", **analysis.model_dump())
     return Outcome(
         network, run.plan, run.front, run.cost, run.checks, warnings=warnings, accuracy=left_with, removed=run.removed,
-        latency=run.kept_latency,
+        latency=run.kept_latency, blocks=run.history,
     )  # fmt: skip
 
 
@@ -211,17 +228,20 @@ def planned_trainings(network: Network, step: BlockRemoval, *, target: Goal) -> 
 
 @dataclass
 class _Run(PruningRun):
-    """`scores`: of the last scoring, by candidate; `scored_at`: rounds done then."""
+    """`scores`: of the last scoring, by candidate; `scored_at`: rounds done then. `history`: of all rounds."""
 
     scores: dict[str, float] = field(default_factory=dict)
     scored_at: int | None = None
+    history: BlockHistory = field(default_factory=BlockHistory)
 
     @classmethod
     def read(cls, state: State) -> dict[str, Any]:
-        return {**super().read(state), "scores": dict(state["scores"]), "scored_at": state["scored_at"]}
+        return {**super().read(state), "scores": dict(state["scores"]), "scored_at": state["scored_at"],
+                "history": BlockHistory(**state["history"])}  # fmt: skip
 
     def values(self) -> dict[str, Any]:
-        return {**super().values(), "scores": self.scores, "scored_at": self.scored_at}
+        own = {"scores": self.scores, "scored_at": self.scored_at, "history": self.history.model_dump()}
+        return {**super().values(), **own}
 
     def needs_scores(self, every: int | None, candidates: Sequence[Candidate]) -> bool:
         """Whether it is time to score again; so it is where a candidate has no score yet."""
