@@ -44,7 +44,7 @@ from core.data.datasets import Dataset
 from core.devices import require_device, require_precision, torch_settings
 from core.errors import BillhookError, ExactnessFailed, ParityFailed
 from core.events import Emit, jsonable
-from core.expected import MEASURE_SECONDS, besides_training
+from core.expected import MEASURE_SECONDS, besides_training, scorings
 from core.exports import Exports
 from core.graph.counts import COUNTED, NOT_COUNTED, Counts, count
 from core.graph.export import check_parity, write_onnx
@@ -189,6 +189,8 @@ class _Job:
             self.progress.expect(part, passes=work.passes, seconds=work.seconds)
         for index, step in enumerate(self.recipe.steps):
             trainer.expect(f"step/{index}", planned(step, original, counts, self.recipe.export, self.exports))
+        for index, found in scorings(self.recipe, dataset, original, counts, self.exports).items():
+            trainer.expect_scoring(f"step/{index}", found)
         for part, trainings in expected(self.recipe, original, counts, self.exports).items():
             trainer.expect(part, trainings)
 

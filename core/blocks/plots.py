@@ -37,6 +37,8 @@ def blocks_svg(analyses: Sequence[BlockAnalysis]) -> bytes:
             _draw_accuracy(accuracy, runs)
             _draw_order(order, runs[0])
             _draw_taus(taus, runs[0])
+            for axis in (groups.xaxis, groups.yaxis, order.xaxis, order.yaxis, taus.xaxis):
+                axis.get_major_locator().set_params(integer=True)
             for axes in (groups, accuracy, order, taus):
                 axes.grid(alpha=0.3)
                 if axes.get_legend_handles_labels()[0]:

@@ -28,6 +28,7 @@ from core.blocks.candidates import Candidate, Candidates, lowest
 from core.blocks.foreseen import planned_rounds, require_reachable
 from core.blocks.history import note_fine_tuning, note_round
 from core.blocks.removal import no_more_than_needed, remove
+from core.blocks.scoring_work import Scorings, ScoringWork
 from core.data.datasets import Dataset
 from core.events import Emit
 from core.graph.counts import count
@@ -130,6 +131,8 @@ def block_removal(
         accuracy=run.front[0].validation_accuracy or 0.0,
         units=units_of(given),
     )
+    work = ScoringWork.of(data, trainer.training, saliency=saliency, scores=scores, batches=batches)
+    scorings = Scorings(work, rescore_every, groups=len(known.groups) if equalise else 1, gone=blocks_per_round)
     guard = Guard(target, state=state.scope("guard"))
     to_come = sum(epochs for epochs, _ in tuning.expect(rounds[1:], done=run.round))
     emit(f"{label}/plan", rounds_done=run.round, rounds_to_come=len(rounds) - 1, epochs=trainer.budget.within(to_come),
@@ -143,6 +146,12 @@ def block_removal(
         rounds = rounds if met or len(rounds) > 1 else [count(network).macs, rounds[-1]]  # the estimate was short
         due = [(tuning.due.epochs, count(network).macs)] if tuning.due else []
         trainer.expect(f"step/{step}", due if met else [*due, *tuning.expect(rounds[1:], done=run.round)])
+        trainer.expect_scoring(
+            f"step/{step}",
+            [] if met else scorings.to_come(
+                rounds[:-1], candidates=len(known.of(network)), done=run.round, scored_at=run.scored_at
+            ),
+        )  # fmt: skip
         if tuning.due is not None:
             whole = tuning.due.whole
             fit = tuning.run(network, last=met, on_epoch=lambda record: state.drop("weights"), plan=run.plan)
