@@ -21,7 +21,7 @@ def blocks_markdown(analyses: Sequence[BlockAnalysis]) -> list[str]:
     for analysis in analyses:
         found += [f"### Step {analysis.step}, {_run(analysis)}", _sentences(analysis), _rounds(analysis)]
         if analysis.comparison is not None and analysis.comparison.agreements:
-            found += [_comparison(analysis.comparison)]
+            found += [comparison_markdown(analysis.comparison)]
     return found
 
 
@@ -63,7 +63,8 @@ def _rounds(analysis: BlockAnalysis) -> str:
     return table(heads, rows)
 
 
-def _comparison(comparison: BlockComparison) -> str:
+def comparison_markdown(comparison: BlockComparison) -> str:
+    """A table, a row for each number of blocks removed."""
     rows = [
         [f"{each.removed}", _share(each.overlap), _tau(each.tau), _tau(each.tau_order)]
         for each in comparison.agreements
