@@ -39,6 +39,7 @@ class Candidates:
 
     Attributes:
         groups: of each group (blocks whose outputs have the same shape: a stage) its blocks, in execution order.
+        all: group of each block, in execution order.
         frozen: blocks that cannot go, with the reason.
         neighbours: so many go at once, and one stands for them; 1: blocks go one by one.
     """
@@ -50,6 +51,7 @@ class Candidates:
         shapes = list(dict.fromkeys(block.output_shape for block in blocks))
         self._group = {block.own: f"group {shapes.index(block.output_shape) + 1}" for block in blocks}
         self._name = {block.own: block.name for block in blocks}
+        self.all = {block.name: self._group[block.own] for block in blocks}
         self.neighbours = neighbours
         self.groups: dict[str, list[str]] = {}
         for block in blocks:

@@ -21,11 +21,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from core.block_report import BlockHistory
 from core.block_settings import BlockRemoval, Fade, Racing, Replace, Saliency, Soft
 from core.blocks.alone import alone_epochs, alone_trainings, train_alone
+from core.blocks.analysis import analysed
 from core.blocks.candidates import Candidate, Candidates, lowest
 from core.blocks.foreseen import planned_rounds, require_reachable
+from core.blocks.history import note_fine_tuning, note_round
 from core.blocks.removal import no_more_than_needed, remove
+from core.blocks.scoring_work import Scorings, ScoringWork
 from core.data.datasets import Dataset
 from core.events import Emit
 from core.graph.counts import count
@@ -118,6 +122,9 @@ def block_removal(
             require_reachable(network, known, target, step=step)
             trainer.budget.require_room_for(alone, fine_tuned=fine_tune.epochs > 0, step=step)
         run.visit(step, present, trainer.evaluate(network, "validation").accuracy)
+        run.history = BlockHistory(
+            saliency=saliency, blocks=known.all, params=present.counts.params, accuracy=run.accuracy
+        )
         state.put(**run.values())
 
     if like is None:
@@ -135,6 +142,8 @@ def block_removal(
         round_epochs=alone,
         units=units_of(given),
     )
+    work = ScoringWork.of(data, trainer.training, saliency=saliency, scores=scores, batches=batches)
+    scorings = Scorings(work, rescore_every, groups=len(known.groups) if equalise else 1, gone=blocks_per_round)
     guard = Guard(target, state=state.scope("guard"))
     own = alone_trainings(replace, rounds[1:])
     to_come = sum(epochs for epochs, _ in [*own, *tuning.expect(rounds[1:], done=run.round)])
@@ -150,10 +159,17 @@ def block_removal(
         due = [(tuning.due.epochs, count(network).macs)] if tuning.due else []
         later = [*alone_trainings(replace, rounds[1:]), *tuning.expect(rounds[1:], done=run.round)]
         trainer.expect(f"step/{step}", due if met else [*due, *later])
+        trainer.expect_scoring(
+            f"step/{step}",
+            [] if met else scorings.to_come(
+                rounds[:-1], candidates=len(known.of(network)), done=run.round, scored_at=run.scored_at
+            ),
+        )  # fmt: skip
         if tuning.due is not None:
             whole = tuning.due.whole
             fit = tuning.run(network, last=met, on_epoch=lambda record: state.drop("weights"), plan=run.plan)
             run.trained(fit)
+            note_fine_tuning(run.history, fit, whole=whole)
             guard.look(network, len(run.plan), run.accuracy)
             stopped = whole and bool(run.plan) and not guard.admits(run.accuracy)
             state.save(**run.values(), weights=network.state_dict(), stopped=stopped)
@@ -179,6 +195,7 @@ def block_removal(
             )  # fmt: skip
             run.scored(found)
             state.put(**run.values())
+        standing = candidates if group is None else known.of(network)
         number = blocks_per_round if like is None else sum(like[run.round].values())
         chosen = lowest(run.scores, candidates, number)
         if like is None and target.target.latency is None:
@@ -213,6 +230,12 @@ def block_removal(
              file_bytes=present.file_bytes, latency=present.latency.model_dump() if present.latency else None,
              accuracy_before=before, validation_accuracy=accuracy,
              exactness=max(check.error for check in removed.checks), **tuned)  # fmt: skip
+        ranking = note_round(
+            run.history, standing, round=run.round, scores=run.scores, scored_after=run.scored_at, group=group,
+            removed=[candidate.name for candidate in chosen], left=known.left(network), params=counts.params,
+            accuracy_before=before, accuracy_cut=accuracy,
+        )  # fmt: skip
+        emit(f"{name}/ranking", **ranking)
         state.save(**run.values(), weights=network.state_dict(), ended=ended)
 
     warnings = [*tuning.never_reached(run.round), *tuning.cut_short()]
@@ -227,9 +250,12 @@ def block_removal(
         warnings.append(warning)
     elif like is None and not target.met(target.present(network, run.latency)):
         warnings.append(f"step {step} ended without a block that may go, and its target was not reached")
+    analysis = analysed(run.history, step=step, run="random" if like is not None else "pruned",
+                        rounds_kept=len(run.ends))  # fmt: skip
+    emit(f"{label}/analysis", **analysis.model_dump())
     return Outcome(
         network, run.plan, run.front, run.cost, run.checks, warnings=warnings, accuracy=left_with, removed=run.removed,
-        latency=run.kept_latency,
+        latency=run.kept_latency, blocks=run.history,
     )  # fmt: skip
 
 
@@ -243,20 +269,22 @@ def planned_trainings(network: Network, step: BlockRemoval, *, target: Goal) -> 
 
 @dataclass
 class _Run(PruningRun):
-    """`scores`: of the last scoring, by candidate; `scored_at`: rounds done then. `alone`: epochs that new blocks were
-    given alone."""
+    """`scores`: of the last scoring, by candidate; `scored_at`: rounds done then. `history`: of all rounds. `alone`:
+    epochs that new blocks were given alone."""
 
     scores: dict[str, float] = field(default_factory=dict)
     scored_at: int | None = None
+    history: BlockHistory = field(default_factory=BlockHistory)
     alone: int = 0
 
     @classmethod
     def read(cls, state: State) -> dict[str, Any]:
         own = {"scores": dict(state["scores"]), "scored_at": state["scored_at"], "alone": state["alone"]}
-        return {**super().read(state), **own}
+        return {**super().read(state), **own, "history": BlockHistory(**state["history"])}
 
     def values(self) -> dict[str, Any]:
-        return {**super().values(), "scores": self.scores, "scored_at": self.scored_at, "alone": self.alone}
+        own = {"scores": self.scores, "scored_at": self.scored_at, "alone": self.alone}
+        return {**super().values(), **own, "history": self.history.model_dump()}
 
     def needs_scores(self, every: int | None, candidates: Sequence[Candidate]) -> bool:
         """Whether it is time to score again; so it is where a candidate has no score yet."""

@@ -98,6 +98,10 @@ class TrainerPort(Protocol):
     def expect(self, part: str, trainings: Sequence[tuple[int, int]]) -> None:
         """Tells the progress what is still to come in `part`: (epochs, the network's MACs) of each training."""
 
+    def expect_scoring(self, part: str, scorings: Sequence[tuple[int, int]]) -> None:
+        """Tells the progress what is still to be looked at in `part` to score what may go: (images through a network
+        without gradients, the network's MACs) of each scoring."""
+
     def resumed(self, cost: Cost) -> None:
         """Tells the progress and the budget what was spent before."""
 

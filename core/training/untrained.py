@@ -160,6 +160,9 @@ class Untrained:
     def expect(self, part: str, trainings: Sequence[tuple[int, int]]) -> None:
         """Nothing: what is booked is told in the end."""
 
+    def expect_scoring(self, part: str, scorings: Sequence[tuple[int, int]]) -> None:
+        """Nothing: the estimate has it by itself."""
+
     def resumed(self, cost: Cost) -> None:
         """Nothing: there is no earlier attempt at a dry run."""
 

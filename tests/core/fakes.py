@@ -71,6 +71,7 @@ class ScriptedTrainer:
         self.moving: list[list[list[str]] | None] = []
         self.labels: list[tuple[str, int]] = []
         self.expected: list[list[tuple[int, int]]] = []
+        self.scorings: list[list[tuple[int, int]]] = []
         self.recalibrated: list[str] = []
         self._accuracies = iter(accuracies)
         self._steps = steps
@@ -121,6 +122,9 @@ class ScriptedTrainer:
 
     def expect(self, part: str, trainings: Sequence[tuple[int, int]]) -> None:
         self.expected.append(list(trainings))
+
+    def expect_scoring(self, part: str, scorings: Sequence[tuple[int, int]]) -> None:
+        self.scorings.append(list(scorings))
 
     def resumed(self, cost: Cost) -> None:
         self.budget.spent += cost.epochs
