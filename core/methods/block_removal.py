@@ -21,10 +21,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import Tensor
+
 from core.block_settings import BlockRemoval, Fade, Racing, Replace, Saliency, Soft
 from core.blocks.candidates import Candidate, Candidates, lowest
+from core.blocks.expected import own_trainings
+from core.blocks.fading import Fading
 from core.blocks.foreseen import planned_rounds, require_reachable
 from core.blocks.removal import no_more_than_needed, remove
+from core.blocks.soft import train_softly
 from core.data.datasets import Dataset
 from core.events import Emit
 from core.graph.counts import count
@@ -44,6 +49,8 @@ from core.training_settings import FineTune
 
 PROOF_IMAGES = 4
 """Real inputs that each removal is proved on, in float64."""
+_ALL_AT_ONCE = 1_000_000
+"""More blocks than any network has."""
 
 
 def block_removal(
@@ -98,6 +105,29 @@ def block_removal(
             return run.round >= len(like)
         return target.met(target.present(network, run.latency)) or not known.of(network)
 
+    def score(network: Network, candidates: Sequence[Candidate], round: int) -> dict[str, float]:
+        return SALIENCIES[saliency](
+            Scoring(
+                network=network, candidates=candidates, data=data, trainer=trainer, round=round, seed=seed,
+                split="pruning" if scores == "pruning_split" else "validation",
+            )
+        )  # fmt: skip
+
+    def choose(network: Network, candidates: Sequence[Candidate], scores: Mapping[str, float]) -> list[Candidate]:
+        number = len(candidates) if soft else blocks_per_round
+        chosen = lowest(scores, candidates, number if like is None else sum(like[run.round].values()))
+        if like is None and target.target.latency is None:
+            chosen = no_more_than_needed(network, chosen, target)
+        return chosen
+
+    def proof_images() -> Tensor:
+        """Real inputs (B, ...)."""
+        return next(iter(data.batches("validation", PROOF_IMAGES, device=next(network.parameters()).device)))[0]
+
+    def forget() -> None:
+        """A training's own checkpoint has newer weights."""
+        state.drop("weights")
+
     if "front" not in state:  # a fresh start
         present = target.present(network, None if like is not None else target.measured_latency(network))
         if target.met(present) if like is None else not like:
@@ -111,7 +141,7 @@ def block_removal(
         state.put(**run.values())
 
     if like is None:
-        rounds = planned_rounds(network, known, target, per_round=blocks_per_round)
+        rounds = planned_rounds(network, known, target, per_round=_ALL_AT_ONCE if soft else blocks_per_round)
     else:
         rounds = [count(network).macs] * (len(like) - run.round + 1)
     tuning = FineTuning(
@@ -121,11 +151,28 @@ def block_removal(
         step=step,
         seed=seed,
         rounds=run.round + len(rounds) - 1,
+        round_epochs=fade.epochs if fade and not fade.lazy else 0,
+        tuning_epochs=fade.epochs if fade and fade.lazy else 0,
         accuracy=run.front[0].validation_accuracy or 0.0,
         units=units_of(given),
     )
     guard = Guard(target, state=state.scope("guard"))
-    to_come = sum(epochs for epochs, _ in tuning.expect(rounds[1:], done=run.round))
+    fading = None
+    if fade is not None:
+        fading = Fading(
+            fade, fine_tune, given=given, known=known, trainer=trainer, emit=emit, state=state.scope("fade"),
+            step=step, seed=seed,
+        )  # fmt: skip
+
+    def expect(rounds: Sequence[int]) -> list[tuple[int, int]]:
+        """Trainings of rounds to come, of which each begins with a network of so many MACs; the last ends with one."""
+        own = own_trainings(
+            fade, soft, fine_tune, rounds, done=run.round, rounds=tuning.rounds,
+            restored=count(network).macs if tuning.due or not fading else fading.restored_macs,
+        )  # fmt: skip
+        return [*own, *tuning.expect(rounds[1:], done=run.round)]
+
+    to_come = sum(epochs for epochs, _ in expect(rounds))
     emit(f"{label}/plan", rounds_done=run.round, rounds_to_come=len(rounds) - 1, epochs=trainer.budget.within(to_come),
          groups=known.groups, frozen=known.frozen)  # fmt: skip
 
@@ -136,11 +183,19 @@ def block_removal(
             state.put(ended=True)
         rounds = rounds if met or len(rounds) > 1 else [count(network).macs, rounds[-1]]  # the estimate was short
         due = [(tuning.due.epochs, count(network).macs)] if tuning.due else []
-        trainer.expect(f"step/{step}", due if met else [*due, *tuning.expect(rounds[1:], done=run.round)])
+        if due and fade and fading and fading.waits:
+            due.insert(0, (fade.epochs, fading.restored_macs))
+        trainer.expect(f"step/{step}", due if met else [*due, *expect(rounds)])
         if tuning.due is not None:
             whole = tuning.due.whole
-            fit = tuning.run(network, last=met, on_epoch=lambda record: state.drop("weights"), plan=run.plan)
+            if fading and fading.waits:
+                network = fading.before_tuning(run, proof_images(), tuning.due.epochs, forget)
+                guard.look(network, len(run.plan), run.accuracy)
+                state.put(**run.values())
+            fit = tuning.run(network, last=met, on_epoch=lambda record: forget(), plan=run.plan)
             run.trained(fit)
+            if fading:
+                fading.after_tuning(network, run)
             guard.look(network, len(run.plan), run.accuracy)
             stopped = whole and bool(run.plan) and not guard.admits(run.accuracy)
             state.save(**run.values(), weights=network.state_dict(), stopped=stopped)
@@ -152,23 +207,22 @@ def block_removal(
 
         group = known.turn(network, run.round) if equalise else None
         candidates = known.of(network, group)
-        rescored = run.needs_scores(rescore_every, candidates)
-        if rescored:
-            found = SALIENCIES[saliency](
-                Scoring(
-                    network=network, candidates=candidates, data=data, trainer=trainer, round=run.round, seed=seed,
-                    split="pruning" if scores == "pruning_split" else "validation",
-                )
-            )  # fmt: skip
-            run.scored(found)
-        number = blocks_per_round if like is None else sum(like[run.round].values())
-        chosen = lowest(run.scores, candidates, number)
-        if like is None and target.target.latency is None:
-            chosen = no_more_than_needed(network, chosen, target)
-        images, _ = next(iter(data.batches("validation", PROOF_IMAGES, device=next(network.parameters()).device)))
         name = f"{label}/round/{run.round + 1}"
+        if soft is not None:
+            zeroed_by = train_softly(
+                network, soft, fine_tune, known=known, score=score, choose=choose, run=run, trainer=trainer, emit=emit,
+                state=state.scope("soft"), label=f"{name}/soft", forget=forget,
+            )  # fmt: skip
+            if zeroed_by is not None:
+                run.scored(zeroed_by)
+        if run.needs_scores(rescore_every, candidates):
+            run.scored(score(network, candidates, run.round))
+        chosen = choose(network, candidates, run.scores)
         before = run.accuracy
-        removed = remove(network, chosen, images, name=name)
+        if fading is not None:
+            state.put(**run.values())  # a training that is gone on with is of the same blocks
+            fading.before_removal(network, chosen, run, forget)
+        removed = remove(network, chosen, proof_images(), name=name)
         network = removed.network
         run.plan += removed.entries
         run.checks += removed.checks
@@ -181,7 +235,7 @@ def block_removal(
         ended = is_done(network)
         tuned = tuning.after(run.round, accuracy, last=ended, wound=removed.wound)
         counts = present.counts
-        emit(f"{name}/select", saliency=saliency, rescored=rescored, scores=run.scores,
+        emit(f"{name}/select", saliency=saliency, rescored=run.scored_at == run.round - 1, scores=run.scores,
              removed=[candidate.name for candidate in chosen], group=group, left=known.left(network),
              blocks=counts.blocks, params=counts.params, macs=counts.macs, filters=counts.filters,
              file_bytes=present.file_bytes, latency=present.latency.model_dump() if present.latency else None,
@@ -189,7 +243,7 @@ def block_removal(
              exactness=max(check.error for check in removed.checks), **tuned)  # fmt: skip
         state.save(**run.values(), weights=network.state_dict(), ended=ended)
 
-    warnings = [*tuning.never_reached(run.round), *tuning.cut_short()]
+    warnings = [*tuning.never_reached(run.round), *tuning.cut_short(), *(fading.cut_short() if fading else ())]
     left_with = run.accuracy
     if not guard.admits(run.accuracy):
         network, left_with, warning = run.back_inside(guard, given, step=step, label=label, emit=emit)
@@ -205,8 +259,11 @@ def block_removal(
 def planned_trainings(network: Network, step: BlockRemoval, *, target: Goal) -> list[tuple[int, int]]:
     """(epochs, MACs) of each training that `step` is expected to take on `network`."""
     known = Candidates(network, 1 if step.replace is None else step.replace.neighbours)
-    rounds = planned_rounds(network, known, target, per_round=step.blocks_per_round)
-    return expected_trainings(step.fine_tune, rounds[1:], done=0, rounds=len(rounds) - 1)
+    rounds = planned_rounds(network, known, target, per_round=_ALL_AT_ONCE if step.soft else step.blocks_per_round)
+    own = own_trainings(
+        step.fade, step.soft, step.fine_tune, rounds, done=0, rounds=len(rounds) - 1, restored=rounds[0]
+    )
+    return [*own, *expected_trainings(step.fine_tune, rounds[1:], done=0, rounds=len(rounds) - 1)]
 
 
 @dataclass
