@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -10,21 +11,16 @@ import pytest
 import torch
 
 from tests.core.fakes import Dying, Events, Killed
-from tests.core.methods.block_runs import run, same
+from tests.core.methods.block_runs import resnet, run, same
 
-TUNED_TWICE: dict[str, Any] = {"target": {"blocks": 2}, "fine_tune": {"epochs": 2, "policy": {"every": 2}}}
 RUNS: dict[str, dict[str, Any]] = {
-    "fade": {"target": {"blocks": 4}, "fade": {"epochs": 3},
+    "fade": {"depth": 8, "target": {"blocks": 1}, "fade": {"epochs": 3, "mask": "stochastic"},
              "fine_tune": {"epochs": 2, "policy": {"loops": 2}}},
-    "stochastic": {"saliency": "random", "target": {"blocks": 4}, "fade": {"epochs": 3, "mask": "stochastic"},
-                   "fine_tune": {"epochs": 1}},
-    "lazy": {**TUNED_TWICE, "fade": {"epochs": 2, "lazy": True}},
-    "lazy, stochastic": {**TUNED_TWICE, "blocks_per_round": 2,
-                         "fade": {"epochs": 2, "lazy": True, "mask": "stochastic", "sample": "epoch"}},
-    "guarded": {"target": {"blocks": 2, "max_accuracy_drop": 0.85}, "fade": {"epochs": 2, "lazy": True},
+    "lazy": {"depth": 14, "target": {"blocks": 3}, "fade": {"epochs": 2, "lazy": True, "mask": "stochastic",
+             "sample": "epoch"}, "fine_tune": {"epochs": 2, "policy": {"every": 2}}},
+    "guarded": {"depth": 8, "target": {"blocks": 1, "max_accuracy_drop": 0.6}, "fade": {"epochs": 2, "lazy": True},
                 "fine_tune": {"epochs": 1, "policy": {"every": 1}}},
-    "soft": {"target": {"blocks": 3}, "soft": {"epochs": 3}, "fine_tune": {"epochs": 2}},
-    "soft, random": {"saliency": "random", "target": {"blocks": 3}, "soft": {"epochs": 3}, "fine_tune": {"epochs": 1}},
+    "soft": {"depth": 8, "target": {"blocks": 2}, "soft": {"epochs": 3}, "fine_tune": {"epochs": 2}},
 }  # fmt: skip
 
 
@@ -43,18 +39,23 @@ def named(events: Events, *endings: str) -> list[tuple[str, dict[str, Any]]]:
 
 @pytest.mark.parametrize("kind", RUNS)
 def test_killed_after_any_checkpoint_it_ends_in_the_same_bits(kind: str, tmp_path: Path) -> None:
+    fields = dict(RUNS[kind])
+    depth = fields.pop("depth")
     whole_events = Events()
-    whole = run(tmp_path / "whole", whole_events, **RUNS[kind])
-    checkpoints = [body["number"] for name, body in whole_events if name == "checkpoint"]
+    whole = run(tmp_path / "whole", whole_events, network=resnet(depth), **fields)
     epochs = [name for name, _ in named(whole_events, "/epoch/")]
     assert len(epochs) == whole.cost.epochs
     assert whole_events.not_taken() == []
+    followed = [one for (one, _), (other, _) in pairwise(whole_events) if other == "checkpoint"]
+    assert any("/fade/epoch/" in name or "/soft/epoch/" in name for name in followed), "killed while it fades"
+    assert any(name.startswith("fine_tune/") for name in followed)
+    checkpoints = [body["number"] for name, body in whole_events if name == "checkpoint"]
     for kill_at in checkpoints:
         workdir = tmp_path / str(kill_at)
         with pytest.raises(Killed):
-            run(workdir, Dying(kill_at), **RUNS[kind])
+            run(workdir, Dying(kill_at), network=resnet(depth), **fields)
         events = Events()
-        again = run(workdir, events, **RUNS[kind])
+        again = run(workdir, events, network=resnet(depth), **fields)
         assert same(again.network, whole.network), kill_at
         assert (again.plan, again.front, again.checks, again.warnings, again.removed) == (
             whole.plan, whole.front, whole.checks, whole.warnings, whole.removed
@@ -65,14 +66,3 @@ def test_killed_after_any_checkpoint_it_ends_in_the_same_bits(kind: str, tmp_pat
         decided = named(whole_events, "/select", "/zeroed/", "/faded")
         later = named(events, "/select", "/zeroed/", "/faded")
         assert later == decided[len(decided) - len(later) :]
-
-
-def test_runs_are_killed_within_every_kind_of_training(tmp_path: Path) -> None:
-    """Each of the runs above has a checkpoint in the middle of its own training."""
-    for kind, fields in RUNS.items():
-        events = Events()
-        run(tmp_path / kind, events, **fields)
-        names = [name for name, _ in events]
-        inside = [one for one, other in zip(names, names[1:], strict=False) if other == "checkpoint"]
-        assert any("/fade/epoch/" in name or "/soft/epoch/" in name for name in inside), kind
-        assert any(name.startswith("fine_tune/") for name in inside), kind
