@@ -119,6 +119,11 @@ class BlockRemoval(Section):
             wrong += [f"soft goes without {name}" for name in named if getattr(self, name)]
             if self.fine_tune.policy.moments is not None or self.fine_tune.policy.low is not None:
                 wrong.append("soft removes its blocks in one round at the end: policy: once")
+            if self.blocks_per_round > 1 or self.rescore_every != 1:
+                wrong.append(
+                    "soft scores its blocks before each epoch and removes them in one round: without blocks_per_round, "
+                    "rescore_every: 1"
+                )
             if self.target.latency is not None:
                 wrong.append("soft needs to know how many blocks go before any does: a target without latency")
         if self.replace is not None and self.saliency not in ("oracle", "random"):
@@ -129,6 +134,8 @@ class BlockRemoval(Section):
             wrong.append(
                 "a lazy fade restores what was removed since the last training, and low trains after each round"
             )
+        if self.fade is not None and self.fade.lazy and not self.fine_tune.epochs:
+            wrong.append("a lazy fade is in front of a fine-tuning: fine_tune.epochs of at least 1")
         if wrong:
             raise ValueError("; ".join(wrong))
         return self

@@ -21,15 +21,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import Tensor
+
 from core.block_report import BlockHistory
 from core.block_settings import BlockRemoval, Fade, Racing, Replace, Saliency, Soft
 from core.blocks.alone import alone_epochs, alone_trainings, train_alone
 from core.blocks.analysis import analysed
 from core.blocks.candidates import Candidate, Candidates, lowest
+from core.blocks.expected import own_trainings
+from core.blocks.fading import Fading
 from core.blocks.foreseen import planned_rounds, require_reachable
 from core.blocks.history import note_fine_tuning, note_round
 from core.blocks.removal import no_more_than_needed, remove
 from core.blocks.scoring_work import Scorings, ScoringWork
+from core.blocks.soft import train_softly
 from core.data.datasets import Dataset
 from core.events import Emit
 from core.graph.counts import count
@@ -50,6 +55,8 @@ from core.training_settings import FineTune
 
 PROOF_IMAGES = 4
 """Real inputs that each removal is proved on, in float64."""
+_ALL_AT_ONCE = 1_000_000
+"""More blocks than any network has."""
 
 
 def block_removal(
@@ -112,6 +119,31 @@ def block_removal(
             return run.round >= len(like) or not known.of(network, group_now(network))
         return target.met(target.present(network, run.latency)) or not known.of(network)
 
+    def score(network: Network, candidates: Sequence[Candidate], round: int) -> dict[str, float]:
+        return SALIENCIES[saliency](
+            Scoring(
+                network=network, candidates=candidates, data=data, trainer=trainer, round=round, seed=seed,
+                split="pruning" if scores == "pruning_split" else "validation", batches=batches, emit=emit, step=step,
+                cache_mib=cache_mib, racing=racing,
+                goes=len(candidates) if soft else blocks_per_round * (rescore_every or len(candidates)),
+            )
+        )  # fmt: skip
+
+    def choose(network: Network, candidates: Sequence[Candidate], scores: Mapping[str, float]) -> list[Candidate]:
+        number = len(candidates) if soft else blocks_per_round
+        chosen = lowest(scores, candidates, number if like is None else sum(like[run.round].values()))
+        if like is None and target.target.latency is None:
+            chosen = no_more_than_needed(network, chosen, target)
+        return chosen
+
+    def proof_images() -> Tensor:
+        """Real inputs (B, ...)."""
+        return next(iter(data.batches("validation", PROOF_IMAGES, device=next(network.parameters()).device)))[0]
+
+    def forget() -> None:
+        """A training's own checkpoint has newer weights."""
+        state.drop("weights")
+
     if "front" not in state:  # a fresh start
         present = target.present(network, None if like is not None else target.measured_latency(network))
         if target.met(present) if like is None else not like:
@@ -128,7 +160,9 @@ def block_removal(
         state.put(**run.values())
 
     if like is None:
-        rounds = planned_rounds(network, known, target, per_round=blocks_per_round, equalise=equalise)
+        rounds = planned_rounds(
+            network, known, target, per_round=_ALL_AT_ONCE if soft else blocks_per_round, equalise=equalise
+        )
     else:
         rounds = [count(network).macs] * (len(like) - run.round + 1)
     tuning = FineTuning(
@@ -138,15 +172,30 @@ def block_removal(
         step=step,
         seed=seed,
         rounds=run.round + len(rounds) - 1,
+        round_epochs=alone or (fade.epochs if fade and not fade.lazy else 0),
+        tuning_epochs=fade.epochs if fade and fade.lazy else 0,
         accuracy=run.front[0].validation_accuracy or 0.0,
-        round_epochs=alone,
         units=units_of(given),
     )
     work = ScoringWork.of(data, trainer.training, saliency=saliency, scores=scores, batches=batches)
     scorings = Scorings(work, rescore_every, groups=len(known.groups) if equalise else 1, gone=blocks_per_round)
     guard = Guard(target, state=state.scope("guard"))
-    own = alone_trainings(replace, rounds[1:])
-    to_come = sum(epochs for epochs, _ in [*own, *tuning.expect(rounds[1:], done=run.round)])
+    fading = None
+    if fade is not None:
+        fading = Fading(
+            fade, fine_tune, given=given, known=known, trainer=trainer, emit=emit, state=state.scope("fade"),
+            step=step, seed=seed,
+        )  # fmt: skip
+
+    def expect(rounds: Sequence[int]) -> list[tuple[int, int]]:
+        """Trainings of rounds to come, of which each begins with a network of so many MACs; the last ends with one."""
+        own = own_trainings(
+            fade, soft, fine_tune, rounds, done=run.round, rounds=tuning.rounds,
+            restored=count(network).macs if tuning.due or not fading else fading.restored_macs,
+        )  # fmt: skip
+        return [*own, *alone_trainings(replace, rounds[1:]), *tuning.expect(rounds[1:], done=run.round)]
+
+    to_come = sum(epochs for epochs, _ in expect(rounds))
     emit(f"{label}/plan", rounds_done=run.round, rounds_to_come=len(rounds) - 1, epochs=trainer.budget.within(to_come),
          groups=known.groups, frozen=known.frozen)  # fmt: skip
 
@@ -157,8 +206,9 @@ def block_removal(
             state.put(ended=True)
         rounds = rounds if met or len(rounds) > 1 else [count(network).macs, rounds[-1]]  # the estimate was short
         due = [(tuning.due.epochs, count(network).macs)] if tuning.due else []
-        later = [*alone_trainings(replace, rounds[1:]), *tuning.expect(rounds[1:], done=run.round)]
-        trainer.expect(f"step/{step}", due if met else [*due, *later])
+        if due and fade and fading and fading.waits:
+            due.insert(0, (fade.epochs, fading.restored_macs))
+        trainer.expect(f"step/{step}", due if met else [*due, *expect(rounds)])
         trainer.expect_scoring(
             f"step/{step}",
             [] if met else scorings.to_come(
@@ -167,8 +217,14 @@ def block_removal(
         )  # fmt: skip
         if tuning.due is not None:
             whole = tuning.due.whole
-            fit = tuning.run(network, last=met, on_epoch=lambda record: state.drop("weights"), plan=run.plan)
+            if fading and fading.waits:
+                network = fading.before_tuning(run, proof_images(), tuning.due.epochs, forget)
+                guard.look(network, len(run.plan), run.accuracy)
+                state.put(**run.values())
+            fit = tuning.run(network, last=met, on_epoch=lambda record: forget(), plan=run.plan)
             run.trained(fit)
+            if fading:
+                fading.after_tuning(network, run)
             note_fine_tuning(run.history, fit, whole=whole)
             guard.look(network, len(run.plan), run.accuracy)
             stopped = whole and bool(run.plan) and not guard.admits(run.accuracy)
@@ -181,29 +237,26 @@ def block_removal(
 
         group = group_now(network)
         candidates = known.of(network, group)
-        rescored = run.needs_scores(rescore_every, candidates)
-        if rescored:
-            # scores that later rounds go by, too, are of one network, whichever group's turn it is
-            asked = candidates if rescore_every == 1 else known.of(network)
-            found = SALIENCIES[saliency](
-                Scoring(
-                    network=network, candidates=asked, data=data, trainer=trainer, round=run.round, seed=seed,
-                    split="pruning" if scores == "pruning_split" else "validation", batches=batches,
-                    emit=emit, step=step, cache_mib=cache_mib, racing=racing,
-                    goes=blocks_per_round * (rescore_every or len(asked)),
-                )
+        name = f"{label}/round/{run.round + 1}"
+        if soft is not None:
+            zeroed_by = train_softly(
+                network, soft, fine_tune, known=known, score=score, choose=choose, run=run, trainer=trainer, emit=emit,
+                state=state.scope("soft"), label=f"{name}/soft", forget=forget,
             )  # fmt: skip
-            run.scored(found)
+            if zeroed_by is not None:
+                run.scored(zeroed_by)
+        # scores that later rounds go by, too, are of one network, whichever group's turn it is
+        asked = candidates if rescore_every == 1 else known.of(network)
+        if run.needs_scores(rescore_every, candidates):
+            run.scored(score(network, asked, run.round))
             state.put(**run.values())
         standing = candidates if group is None else known.of(network)
-        number = blocks_per_round if like is None else sum(like[run.round].values())
-        chosen = lowest(run.scores, candidates, number)
-        if like is None and target.target.latency is None:
-            chosen = no_more_than_needed(network, chosen, target)
-        images, _ = next(iter(data.batches("validation", PROOF_IMAGES, device=next(network.parameters()).device)))
-        name = f"{label}/round/{run.round + 1}"
+        chosen = choose(network, candidates, run.scores)
         before = run.accuracy
-        removed = remove(network, chosen, images, name=name, replace=replace, seed=seed)
+        if fading is not None:
+            state.put(**run.values())  # a training that is gone on with is of the same blocks
+            fading.before_removal(network, chosen, run, forget)
+        removed = remove(network, chosen, proof_images(), name=name, replace=replace, seed=seed)
         network = removed.network
         trainer.recalibrate(network, label=f"{name}/recalibrate")
         if alone:
@@ -238,7 +291,7 @@ def block_removal(
         emit(f"{name}/ranking", **ranking)
         state.save(**run.values(), weights=network.state_dict(), ended=ended)
 
-    warnings = [*tuning.never_reached(run.round), *tuning.cut_short()]
+    warnings = [*tuning.never_reached(run.round), *tuning.cut_short(), *(fading.cut_short() if fading else ())]
     if run.alone < alone * run.round:
         wanted = alone * run.round
         warnings.append(f"new blocks of step {step} had {run.alone} of {wanted} epochs alone: {trainer.budget.told}")
@@ -262,8 +315,13 @@ def block_removal(
 def planned_trainings(network: Network, step: BlockRemoval, *, target: Goal) -> list[tuple[int, int]]:
     """(epochs, MACs) of each training that `step` is expected to take on `network`."""
     known = Candidates(network, 1 if step.replace is None else step.replace.neighbours)
-    rounds = planned_rounds(network, known, target, per_round=step.blocks_per_round, equalise=step.equalise)
-    own = alone_trainings(step.replace, rounds[1:])
+    rounds = planned_rounds(
+        network, known, target, per_round=_ALL_AT_ONCE if step.soft else step.blocks_per_round, equalise=step.equalise
+    )
+    own = own_trainings(
+        step.fade, step.soft, step.fine_tune, rounds, done=0, rounds=len(rounds) - 1, restored=rounds[0]
+    )
+    own += alone_trainings(step.replace, rounds[1:])
     return [*own, *expected_trainings(step.fine_tune, rounds[1:], done=0, rounds=len(rounds) - 1)]
 
 

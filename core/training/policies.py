@@ -86,6 +86,7 @@ class FineTuning:
         units: of the network that the step begins with, for `local`; None: it takes no layer out, and whatever is
             fine-tuned has the same.
         round_epochs: that a round itself trains, before its cut.
+        tuning_epochs: that the method trains in front of each fine-tuning; not with `low`.
         accuracy: on validation, of the network that the step begins with.
     """
 
@@ -100,6 +101,7 @@ class FineTuning:
         rounds: int,
         accuracy: float,
         round_epochs: int = 0,
+        tuning_epochs: int = 0,
         units: Units | None = None,
     ) -> None:
         self._settings = settings
@@ -108,6 +110,7 @@ class FineTuning:
         self._step = step
         self._seed = seed
         self._round_epochs = round_epochs
+        self._tuning_epochs = tuning_epochs
         self._units = units
         if "rounds" not in state:
             state.put(rounds=rounds, reference=accuracy, due=None, whole=0, wanted=0, given=0, wound=[])
@@ -143,8 +146,12 @@ class FineTuning:
     def _share(self, epochs: int, *, round: int, last: bool) -> int:
         rounds = 0 if last else max(1, self.rounds - round)  # there is one more at least, whatever was planned
         to_come = self.expect([0] * rounds, done=round)
+        tunings = len(to_come) + bool(epochs)
         return self._trainer.budget.share(
-            epochs, rounds=rounds * self._round_epochs, to_come=sum(number for number, _ in to_come), least=int(last)
+            epochs,
+            rounds=rounds * self._round_epochs + tunings * self._tuning_epochs,
+            to_come=sum(number for number, _ in to_come),
+            least=int(last),
         )
 
     def expect(self, macs: Sequence[int], *, done: int) -> list[tuple[int, int]]:

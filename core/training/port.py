@@ -56,6 +56,16 @@ class ParameterGroup:
     weight_decay: float | None = None
 
 
+@dataclass(frozen=True)
+class Moment:
+    """What a training is about to do: epoch `epoch` of `epochs`, from 1; batch `step` of it, from 0; its validation."""
+
+    what: Literal["epoch", "batch", "validation"]
+    epoch: int
+    epochs: int
+    step: int = 0
+
+
 class TrainerPort(Protocol):
     plan: Sequence[Mapping[str, Any]]
     """What the steps before this one did to the original."""
@@ -82,6 +92,7 @@ class TrainerPort(Protocol):
         epochs: int,
         label: str,
         state: State,
+        before: Callable[[Moment], None] | None = None,
         on_batch: Callable[[Network], None] | None = None,
         on_epoch: Callable[[dict[str, Any]], None] | None = None,
         restore_best: bool | None = None,
