@@ -17,7 +17,7 @@ Refuses
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,6 +39,7 @@ from core.state import State
 from core.targets import Goal
 from core.training.policies import FineTuning, expected_trainings
 from core.training.port import TrainerPort
+from core.training.rewinding import Origins
 from core.training.vicinity import units_of
 from core.training_settings import FineTune
 
@@ -69,6 +70,7 @@ def block_removal(
     step: int = 0,
     seed: int = 0,
     like: Sequence[Mapping[str, int]] | None = None,
+    initial: Callable[[], Network] | None = None,
 ) -> Outcome:
     """Removes blocks of `network` in rounds until `target` holds. See the top of this file.
 
@@ -80,6 +82,7 @@ def block_removal(
         seed: of random scores and new weights, and of noise on weights.
         like: for the control `random`: how many candidates of which group (or "blocks") go in each round, in place of
             the target.
+        initial: for `rewind`, see `core.training.rewinding.Origins`.
         The others are the recipe's (`core.block_settings.BlockRemoval`).
 
     Raises `NothingRemoved`, `TargetUnreachable`; `ExactnessFailed` if a removal is not exact; `TrainingDiverged`.
@@ -122,6 +125,7 @@ def block_removal(
         seed=seed,
         rounds=run.round + len(rounds) - 1,
         accuracy=run.front[0].validation_accuracy or 0.0,
+        origins=Origins(given, initial),
         units=units_of(given),
     )
     guard = Guard(target, state=state.scope("guard"))
