@@ -86,7 +86,7 @@ def run_steps(
     emit: Emit,
     state: State,
     prefix: str = "",
-    like: Sequence[Sequence[Mapping[str, int]]] | None = None,
+    like: Sequence[Sequence[Mapping[str, int]] | None] | None = None,
     epochs_budget: int | None = None,
     keep: Keep | None = None,
 ) -> Done:
@@ -97,7 +97,7 @@ def run_steps(
         accuracy: its validation accuracy, 0-1, or what tells it of the network in front of the first step that removes
             something (or behind all steps).
         exports: what networks are as files, for targets of size and latency.
-        like: for the control `random`: of each step and round, how many units of which group go.
+        like: for the control `random`: of each step and round, how many units of which group go; None: by its target.
         epochs_budget: that all trainings of the steps may take together.
         keep: what is done with the checkpoints that a step is told to keep.
         prefix: of the parts of the progress and, as `emit` and `trainer` put it in front already, of the events.

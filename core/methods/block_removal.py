@@ -37,6 +37,7 @@ from core.report import Cost
 from core.saliency.block_scores import SALIENCIES, Scoring
 from core.state import State
 from core.targets import Goal
+from core.training.memory_format import to_channels_last
 from core.training.policies import FineTuning, expected_trainings
 from core.training.port import TrainerPort
 from core.training.rewinding import Origins
@@ -93,6 +94,7 @@ def block_removal(
     network = replay(given, run.plan) if run.plan else given.clone()  # what was given is left as it is
     if "weights" in state:
         network.load_state_dict(state["weights"])
+    to_channels_last(network)  # as a training leaves it: a resumed run comes to the same bits
     trainer.resumed(run.cost)
     known = Candidates(given, 1 if replace is None else replace.neighbours)
 
