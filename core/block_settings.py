@@ -40,7 +40,7 @@ class Fade(Section):
 
     @model_validator(mode="after")
     def _sampled(self) -> Fade:
-        if self.mask == "linear" and "sample" in self.model_fields_set:
+        if self.mask == "linear" and self.sample != "batch":  # not whether it was given: a recipe is given back whole
             raise ValueError("sample is of mask: stochastic")
         return self
 
@@ -96,7 +96,7 @@ class BlockRemoval(Section):
             wrong.append("batches is of saliency: block_gradient")
         if self.racing is not None and self.saliency != "oracle":
             wrong.append("racing is of saliency: oracle")
-        if self.saliency != "oracle" and "cache_mib" in self.model_fields_set:
+        if self.saliency != "oracle" and self.cache_mib != BlockRemoval.model_fields["cache_mib"].default:
             wrong.append("cache_mib is of saliency: oracle")
         if self.scores != "validation" and self.saliency in DATALESS:
             wrong.append(f"scores is of the images that blocks are scored on; {self.saliency} looks at none")

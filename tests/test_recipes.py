@@ -28,6 +28,7 @@ def test_it_validates_and_describes_itself(path: Path) -> None:
     recipe = load_recipe(path.read_text())
     assert recipe.name == path.stem
     assert recipe.description
+    assert parse_recipe(recipe.model_dump(mode="json")) == recipe, "as the service gives it back, defaults and all"
 
 
 def _images(path: Path) -> DatasetInput:
@@ -57,6 +58,7 @@ def _by_bytes(original: Path, candidate: Path, inputs: object) -> LatencyRatio:
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_it_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("core.exports.measure_latency_ratio", _by_bytes)
+    monkeypatch.setattr("core.comparison.LATENCY_SECONDS", 0.2)
     recipe = parse_recipe(tiny(yaml.safe_load(path.read_text())))
     if recipe.task == "reconstruction":
         model, data = _autoencoder(tmp_path / "model.onnx"), _images(tmp_path / "data.npz")

@@ -15,8 +15,8 @@ def tiny(document: dict[str, Any]) -> dict[str, Any]:
             step["every_epochs"] = 1
             step["ratio_per_round"] = 0.5
         else:
-            _short(step.get("fade", {}), 2)
-            _short(step.get("soft", {}), 2)
+            for name in ("fade", "soft"):
+                _short(step.get(name) or {}, 2)
         _short(step["fine_tune"], 1)
         policy = step["fine_tune"].get("policy", "once")
         if isinstance(policy, dict) and "low" in policy:
