@@ -40,7 +40,7 @@ class Fade(Section):
 
     @model_validator(mode="after")
     def _sampled(self) -> Fade:
-        if self.mask == "linear" and "sample" in self.model_fields_set:
+        if self.mask == "linear" and self.sample != "batch":  # not whether it was given: a recipe is given back whole
             raise ValueError("sample is of mask: stochastic")
         return self
 
@@ -128,6 +128,13 @@ class BlockRemoval(Section):
                 wrong.append("soft needs to know how many blocks go before any does: a target without latency")
         if self.replace is not None and self.saliency not in ("oracle", "random"):
             wrong.append("replace scores neighbours together, by saliency: oracle or random")
+        if self.fine_tune.rewind != "last":
+            if self.fade is not None:
+                wrong.append(f"fine_tune.rewind: {self.fine_tune.rewind} sets back what fade has trained")
+            if self.replace is not None and self.replace.alone_epochs:
+                wrong.append(
+                    f"fine_tune.rewind: {self.fine_tune.rewind} sets back what replace.alone_epochs has trained"
+                )
         if self.fade is not None and self.replace is not None:
             wrong.append("fade and replace exclude each other")
         if self.fade is not None and self.fade.lazy and self.fine_tune.policy.low is not None:

@@ -167,8 +167,8 @@ def _shares(part: str, recipe: Recipe, steps: Sequence[Booked], extra: int) -> t
     high = (epochs + extra) / epochs
     if part in (STEPS, "random"):  # whose own trainings may stop early
         return 1.0, high
-    budgets = [baseline.settings.budget for baseline in recipe.baselines if baseline.kind == part]
-    if part == "scratch" and any(isinstance(budget, int) for budget in budgets):
+    budgets = [baseline.settings.budget for baseline in recipe.baselines if baseline.name == part]
+    if part.startswith("scratch") and any(isinstance(budget, int) for budget in budgets):
         return 1.0, 1.0
     return sum(booked.least_epochs for booked in steps) / epochs, high
 

@@ -66,7 +66,7 @@ class Foreseen(_Record):
 class Spending(_Record):
     """What a part of the job costs in trainings, as a report's ledger has it."""
 
-    part: str = Field(description="steps; or a control: unpruned, random, scratch")
+    part: str = Field(description="steps; or a control: unpruned, random, scratch, scratch_standard")
     epochs: int
     images: int = Field(description="that are trained on, all epochs together")
     epoch_params: int = Field(description="the sum over epochs of the network's parameters then")

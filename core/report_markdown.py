@@ -196,7 +196,8 @@ def _controls(report: Report) -> list[str]:
     method = "Agresti & Min 2005" if _classifies(report) else "of the bootstrap"
     note = (
         "`unpruned`: the original, trained on as long as the pruned network was. `random`: the same steps with units "
-        "chosen by chance. `scratch`: the pruned network's structure, trained from random weights. All on the same "
+        "chosen by chance. `scratch`: the pruned network's structure, trained from random weights. `scratch_standard`: "
+        "the original's structure with as many blocks, shared out equally, likewise. All on the same "
         f"data. The interval ({method}) is of the test images, of one training of each: another seed moves the "
         "figures, too."
     )

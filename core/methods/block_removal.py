@@ -17,7 +17,7 @@ Refuses
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -50,6 +50,7 @@ from core.targets import Goal
 from core.training.memory_format import to_channels_last
 from core.training.policies import FineTuning, expected_trainings
 from core.training.port import TrainerPort, add_costs
+from core.training.rewinding import Origins
 from core.training.vicinity import units_of
 from core.training_settings import FineTune
 
@@ -82,6 +83,7 @@ def block_removal(
     step: int = 0,
     seed: int = 0,
     like: Sequence[Mapping[str, int]] | None = None,
+    initial: Callable[[], Network] | None = None,
 ) -> Outcome:
     """Removes blocks of `network` in rounds until `target` holds. See the top of this file.
 
@@ -93,6 +95,7 @@ def block_removal(
         seed: of random scores and new weights, and of noise on weights.
         like: for the control `random`: how many candidates of which group (or "blocks") go in each round, in place of
             the target.
+        initial: for `rewind`, see `core.training.rewinding.Origins`.
         The others are the recipe's (`core.block_settings.BlockRemoval`).
 
     Raises `NothingRemoved`, `TargetUnreachable`; `ExactnessFailed` if a removal is not exact; `TrainingDiverged`.
@@ -175,6 +178,7 @@ def block_removal(
         round_epochs=alone or (fade.epochs if fade and not fade.lazy else 0),
         tuning_epochs=fade.epochs if fade and fade.lazy else 0,
         accuracy=run.front[0].validation_accuracy or 0.0,
+        origins=Origins(given, initial),
         units=units_of(given),
     )
     work = ScoringWork.of(data, trainer.training, saliency=saliency, scores=scores, batches=batches)
