@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from core import pipeline
+from core import dry_run_estimate, pipeline
 from core.block_report import BlockAnalysis
 from core.blocks.analysis import order_of
 from core.dry_run import dry_run
@@ -131,10 +131,29 @@ def test_images_are_looked_at_once_and_few_of_them(tmp_path: Path, monkeypatch: 
     text = " ".join(told.assumptions)
     for words in ("scored by oracle once", "at most 40 images of validation", "max_accuracy_drop 0 was left out"):
         assert words in text
-    # the job's scoring is in the estimate: 9, 8 and 7 candidates, half a network each, on 179 images
-    quick = dry_run(job({**step, "rescore_every": None}), tmp_path / "once", Events())
-    assert seen[1:] == [(40, 40, 0)]
-    assert quick.estimate.epochs == told.estimate.epochs
+
+
+def test_the_time_that_scoring_takes_is_in_the_estimate(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The job's own, in front of each round: 9, 8 and 7 candidates, half a network each, on 179 images."""
+    taken: list[Any] = []
+    real = dry_run_estimate._besides
+
+    def besides(*arguments: Any) -> float:
+        *others, found, pick = arguments
+        with_it, without = real(*others, found, pick), real(*others, [], pick)
+        taken.append((found, with_it - without, [others[-1].evaluation.seconds(macs, pick) for _, macs in found]))
+        return with_it
+
+    monkeypatch.setattr(dry_run_estimate, "_besides", besides)
+    monkeypatch.setitem(SALIENCIES, "oracle", SALIENCIES["weights_mean"])  # type: ignore[call-overload]
+    dry_run(
+        job({**STEP, "saliency": "oracle", "target": {"blocks": 6}, "fine_tune": {"epochs": 1}}), tmp_path, Events()
+    )
+    assert len(taken) == 3  # the middle of the estimate, and its ends
+    for found, seconds, each in taken:
+        assert [images for images, _ in found] == [9 * 179 // 2, 8 * 179 // 2, 7 * 179 // 2]
+        assert seconds == pytest.approx(805 * each[0] + 716 * each[1] + 626 * each[2])
+        assert seconds > 0
 
 
 def test_large_networks_are_shown_fewer_images(monkeypatch: pytest.MonkeyPatch) -> None:
