@@ -48,6 +48,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--minutes", type=float, default=None, help="begins no row after so long; 0: only the page")
     found.add_argument("--again", choices=("failed", "all"), default=None, help="of these rows, those that are there")
     found.add_argument("--work", type=Path, default=WORK, help="folder of networks and results")
+    found.add_argument("--results", type=Path, default=RESULTS, help="folder of the page")
     found.add_argument("--list", action="store_true", help="says which rows there are and what is done, and ends")
     return found
 
@@ -126,15 +127,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(listing(results, wanted, seeds))
         return 0
     work = to_do(results, wanted, seeds, arguments.again)
-    name = (
-        "blocks" if (study.depth, study.images) == (20, 5_000) else f"blocks-resnet{study.depth}-{study.images}-images"
-    )
+    name = "blocks"
+    if (study.depth, study.images) != (20, 5_000):
+        name += f"-resnet{study.depth}-{study.images}-images"
     try:
         run_all(results, work, folder, device=device, threads=arguments.threads, minutes=arguments.minutes)
     finally:
         text = page(results, every, seeds, command=command_of(arguments), raw=f"{name}.json")
-        write(RESULTS / f"{name}.md", text)
-        write(RESULTS / f"{name}.json", json.dumps({"study": vars(study), "rows": results.found}, indent=1) + "\n")
+        write(arguments.results / f"{name}.md", text)
+        write(
+            arguments.results / f"{name}.json",
+            json.dumps({"study": vars(study), "rows": results.found}, indent=1) + "\n",
+        )
     print(text)
     return 0
 

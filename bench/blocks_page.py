@@ -18,17 +18,19 @@ NOTHING = "–"
 HEADING = """# Blocks: the thesis' comparisons
 
 Made by `{command}`; every round of every run is in `{raw}`. **ResNet-{depth}, {images}, {epochs} epochs where the
-thesis (Velici 2022, chapters 3 and 4: ResNet-110, CIFAR-10) has 50{small}.** The networks that are pruned were trained
-for {original} epochs, not 500. *Half*: {half} of {blocks} blocks are left, in the thesis 27 of 54; *most*: {most} are, in
-the thesis 9. Errors are on {test} test images. Unlike the thesis' networks, ours have their BatchNorm statistics
-measured afresh after each removal. Costs are million epoch-parameters up to the best epoch of each fine-tuning (section
-3.5.1). Mean ± standard error of {seeds} networks, trained from different random weights. {machine}.
+thesis (Velici 2022, chapters 3 and 4: ResNet-110, CIFAR-10) has 50{small}.** The networks that are pruned were
+trained for {original} epochs, not 500. *Half*: {half} of {blocks} blocks are left, in the thesis 27 of 54; *most* gone:
+{most} are, in the thesis 9. Errors are on {test} test images. Unlike the thesis' networks, ours have their BatchNorm
+statistics measured afresh after each removal. Costs are million epoch-parameters up to the best epoch of each
+fine-tuning (section 3.5.1). Mean ± standard error of {seeds} networks, trained from different random weights.
+{machine}.
 
 """
-RULES = f"""Differences are taken network by network; m is their mean, s its standard error, and at least {LEAST} networks are
-needed. *Less* is confirmed where m > 2 s, not confirmed where m < -2 s. *Close* is confirmed where |m| + 2 s is at most
-{MARGIN:g} point, not confirmed where |m| - 2 s is above. Unrelated orders: the same with a tau of {UNRELATED:g}. A finding
-of several claims is confirmed where all are, and not confirmed where one is not. Everything else is too little to tell.
+RULES = f"""Differences are taken network by network; m is their mean, s its standard error; {LEAST} networks are needed
+at least. *Less* (<) is confirmed where m > 2 s, not confirmed where m < -2 s. *Close* (≈) is confirmed where |m| + 2 s
+is at most {MARGIN:g} point, not confirmed where |m| - 2 s is above. Unrelated orders: the same, with a tau of
+{UNRELATED:g}. A finding of several claims is confirmed where all are, and not confirmed where one is not. Everything
+else is too little to tell.
 """
 
 
@@ -40,10 +42,8 @@ def page(results: Results, rows: Sequence[Row], seeds: Sequence[int], *, command
             command=command,
             raw=raw,
             depth=study.depth,
-            images="all 60,000 images of Fashion-MNIST"
-            if study.is_whole
-            else f"{study.images:,} images of Fashion-MNIST",
-            small="" if study.is_whole else ": small enough for a CPU, and labelled so",
+            images=f"{'all ' if study.is_whole else ''}{study.images:,} images of Fashion-MNIST",
+            small="" if study.is_whole else ": small, so that a CPU can do it",
             epochs=study.epochs,
             original=study.original_epochs,
             half=study.targets["half"],
@@ -63,8 +63,8 @@ def page(results: Results, rows: Sequence[Row], seeds: Sequence[int], *, command
         "Figure 3.7, section 3.3.2: the oracle best, random and weights mean worst.\n",
         untuned_table(results),
         "## Agreement with the oracle\n",
-        "Kendall's tau of the rankings with the oracle's, after so many rounds (figures 3.6, 3.8 and 3.16; 1: the same, "
-        "0: unrelated); the figures have no numbers in the text.\n",
+        "Kendall's tau of the rankings with the oracle's, after so many rounds (figures 3.6, 3.8 and 3.16); 1: the "
+        "same, 0: unrelated. The thesis' numbers are in the figures alone.\n",
         agreement_table(results),
         *(part for section in sections(study) for part in section_parts(results, section)),
     ]
