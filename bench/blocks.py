@@ -33,15 +33,24 @@ WORK = ROOT / "build" / "bench-blocks"
 
 
 def _images(text: str) -> int:
-    return ALL_IMAGES if text == "all" else int(text)
+    number = ALL_IMAGES if text == "all" else int(text)
+    if not 100 <= number <= ALL_IMAGES:
+        raise argparse.ArgumentTypeError(f"all, or a number from 100 to {ALL_IMAGES}, not {text}")
+    return number
+
+
+def _at_least_one(text: str) -> int:
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"at least 1, not {text}")
+    return number
 
 
 def parser() -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     found.add_argument("--images", type=_images, default=5_000, help="for training and validation, or all")
     found.add_argument("--depth", type=int, choices=(20, 32, 44, 56, 110), default=20)
-    found.add_argument("--epochs", type=int, default=4, help="of a whole fine-tuning; the thesis has 50")
-    found.add_argument("--seeds", type=int, default=3, help="networks, trained from different random weights")
+    found.add_argument("--epochs", type=_at_least_one, default=3, help="of a whole fine-tuning; the thesis has 50")
+    found.add_argument("--seeds", type=_at_least_one, default=3, help="networks, trained from different random weights")
     found.add_argument("--device", default="cpu", help="cpu or cuda")
     found.add_argument("--threads", type=int, default=None, help="torch threads; default: all cores")
     found.add_argument("--rows", nargs="+", default=["*"], metavar="PATTERN", help="as 'loops-4/*'")
@@ -108,7 +117,7 @@ def command_of(arguments: argparse.Namespace) -> str:
     """The command that makes the same page, and goes on where it is not complete."""
     given = ["python", "-m", "bench.blocks"]
     defaults = parser().parse_args([])
-    for name in ("images", "depth", "epochs", "seeds", "device", "work"):
+    for name in ("images", "depth", "epochs", "seeds", "device", "work", "results"):
         if (value := getattr(arguments, name)) != getattr(defaults, name):
             given += [f"--{name}", "all" if name == "images" and value == ALL_IMAGES else str(value)]
     return shlex.join(given)

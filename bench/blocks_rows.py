@@ -38,7 +38,7 @@ class Study:
 
     images: int = 5_000
     depth: int = 20
-    epochs: int = 4
+    epochs: int = 3
     device: str = "cpu"
 
     @property
@@ -197,7 +197,7 @@ def _phased(study: Study) -> list[Row]:
 
 def fade_epochs(study: Study) -> tuple[int, int]:
     """S, of the epochs of a fine-tuning: the thesis' 10 of 50, and half of them."""
-    return max(1, study.epochs // 5), max(1, study.epochs // 2)
+    return max(1, study.epochs // 5), min(study.epochs, max(2, study.epochs // 2))
 
 
 def _structures(study: Study) -> list[Row]:

@@ -55,18 +55,20 @@ class Log:
 
 
 class TestedTrainer(Trainer):
-    """A trainer that tells the error on test after every removal and after every fine-tuning; nothing else reads it."""
+    """A trainer that tells the error on test after every fine-tuning, and where there is none (`removals`) after every
+    removal; nothing else reads it."""
 
     __test__ = False  # no test, for pytest
 
-    def __init__(self, data: Dataset, *, emit: Emit, **named: Any) -> None:
+    def __init__(self, data: Dataset, *, emit: Emit, removals: bool, **named: Any) -> None:
         super().__init__(data, emit=emit, **named)
+        self._removals = removals
         self._tell = emit
 
     def recalibrate(self, network: Network, *, label: str) -> int:
         """See `Trainer.recalibrate`."""
         batches = super().recalibrate(network, label=label)
-        if RECALIBRATED.fullmatch(label):
+        if self._removals and RECALIBRATED.fullmatch(label):
             self._tell(f"test/{label}", error=1 - self.evaluate(network, "test").accuracy)
         return batches
 
@@ -135,9 +137,10 @@ def _measured(
         return TestedTrainer(
             data, training=recipe.training, device=device, seed=recipe.seed, original_macs=counts.macs,
             emit=silent if prefix else log, progress=progress, task=task_of(recipe, trained, data, device),
-            prefix=prefix,
+            prefix=prefix, removals=not epochs,
         )  # fmt: skip
 
+    epochs = row.recipe["steps"][-1]["fine_tune"]["epochs"]
     progress = Progress(silent)
     own = trainer()
     accuracy = own.evaluate(trained, "validation").accuracy
@@ -182,8 +185,8 @@ def _control(
 
 
 def rounds(events: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """What was told of each round: what went, the scores, errors on test (0-1) after the removal and, where one
-    followed, after the fine-tuning."""
+    """What was told of each round: what went, the scores, errors on test (0-1) after the removal, where that was
+    measured, and after the fine-tuning, where one followed."""
     selected = {
         _round_of(name): body for name, body in sorted(events.items()) if re.search(r"/round/\d+/select$", name)
     }

@@ -33,7 +33,7 @@ def sections(study: Study) -> list[Section]:
     return [
         _saliencies(),
         _rescored(),
-        _schedules(),
+        _schedules(study),
         _phased(study),
         _structures(),
         _checkpoints(study),
@@ -75,7 +75,7 @@ def _rescored() -> Section:
     )  # fmt: skip
 
 
-def _schedules() -> Section:
+def _schedules(study: Study) -> Section:
     thresholds = {
         0.1: ("6.69 ± 0.21, cost 64.9", "8.17 ± 0.23, cost 130"),
         0.05: ("6.82 ± 0.30, cost 73.5", "8.03 ± 0.13, cost 161.3"),
@@ -84,7 +84,8 @@ def _schedules() -> Section:
     return Section(
         "When there is a fine-tuning",
         "Sections 3.5.3 to 3.5.5, 3.6.1 and 4.1, tables 3.3, 3.6 and 4.1. The thesis' thresholds are continued runs "
-        "with a fine-tuning forced at half; ours are runs of their own.",
+        "with a fine-tuning forced at half; ours are runs of their own."
+        + (" Low 3 is as long as a whole fine-tuning here." if study.epochs == 3 else ""),
         (
             Line("once", "once/half", "once/most", "6.95 ± 0.15, cost 35.6", "10.56 ± 0.55, cost 7.4"),
             Line("two", "loops-2/half", "loops-2/most", "6.66 at 25 of 54, cost 59.8 (table 3.3)", "figure 3.21"),
