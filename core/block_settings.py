@@ -68,15 +68,19 @@ class BlockRemoval(Section):
 
     method: Literal["block_removal"]
     saliency: Saliency = "oracle"
-    rescore_every: Some | None = Field(1, description="rounds between two scorings; null: once, at the beginning")
+    rescore_every: Some | None = Field(
+        default_factory=lambda given: None if given.get("saliency") == "linear_probe" else 1,
+        description="rounds between two scorings; null: once, at the beginning, as linear_probe always is",
+        json_schema_extra={"default": 1},
+    )
     scores: Literal["validation", "pruning_split"] = Field(
         "validation", description="the images that blocks are scored on"
     )
     batches: Some | None = Field(None, description="of those images, for block_gradient: the first so many; null: all")
     racing: Racing | None = None
     cache_mib: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
-        256, description="that the oracle keeps of activations in front of the blocks, at most; what does not fit is "
-        "computed again"
+        256, description="that the oracle holds of activations at once, at most: it takes smaller batches, or computes "
+        "again what does not fit"
     )  # fmt: skip
     blocks_per_round: Some = 1
     equalise: bool = Field(
@@ -96,12 +100,20 @@ class BlockRemoval(Section):
             wrong.append("batches is of saliency: block_gradient")
         if self.racing is not None and self.saliency != "oracle":
             wrong.append("racing is of saliency: oracle")
-        if self.saliency != "oracle" and "cache_mib" in self.model_fields_set:
+        if self.racing is not None and self.rescore_every is None:
+            wrong.append("racing drops blocks that do not go before the next scoring: with rescore_every: a number")
+        if self.racing is not None and self.equalise and self.rescore_every != 1:
+            wrong.append("racing goes by the best blocks of all, equalise by those of a group: with rescore_every: 1")
+        if self.saliency != "oracle" and self.cache_mib != type(self).model_fields["cache_mib"].default:
             wrong.append("cache_mib is of saliency: oracle")
+        if self.saliency == "linear_probe" and self.rescore_every is not None:
+            wrong.append("rescore_every is null with saliency: linear_probe, which is evaluated only once")
         if self.scores != "validation" and self.saliency in DATALESS:
             wrong.append(f"scores is of the images that blocks are scored on; {self.saliency} looks at none")
         if self.replace is not None and self.blocks_per_round > 1:
             wrong.append("replace takes its neighbours one group a round: without blocks_per_round")
+        if self.replace is not None and self.rescore_every != 1:
+            wrong.append("replace has new neighbours to score after each round: rescore_every is 1")
         if self.soft is not None:
             named = ("fade", "replace", "equalise")
             wrong += [f"soft goes without {name}" for name in named if getattr(self, name)]

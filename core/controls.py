@@ -34,13 +34,15 @@ from core.training_settings import Training
 
 @dataclass
 class Control:
-    """A control that has been run. `network` is what it ends with, `budget` that of its training, in words."""
+    """A control that has been run. `network` is what it ends with, `budget` that of its training, in words. `done`: of
+    one that ran the recipe's steps."""
 
     name: Kind
     network: Network
     cost: Cost
     budget: str
     warnings: list[str] = field(default_factory=list)
+    done: Done | None = None
 
 
 @dataclass(frozen=True)
@@ -154,7 +156,7 @@ def random(baseline: Baseline, ran: Ran, around: Surroundings, state: State) -> 
     steps = [step.at_random() for step in around.recipe.steps]
     done = _steps("random", steps, ran, around, state)
     warnings = [f"control random: {warning}" for warning in done.warnings]
-    return Control("random", done.network, done.cost, "the recipe's steps", warnings)
+    return Control("random", done.network, done.cost, "the recipe's steps", warnings, done)
 
 
 def _steps(kind: Kind, steps: Sequence[Step], ran: Ran, around: Surroundings, state: State) -> Done:

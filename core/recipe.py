@@ -108,6 +108,16 @@ class Recipe(Section):
             found.append(f"reconstruction is for task: reconstruction, not for {self.task}")
         if self.task == "imitation" and any(baseline.kind == "unpruned" for baseline in self.baselines):
             found.append("the baseline unpruned of task: imitation would be the original imitating itself")
+        saliencies = [getattr(step, "saliency", "") for step in self.steps]
+        if self.task != "classification" and "linear_probe" in saliencies:
+            found.append(f"saliency: linear_probe needs labels: it is for classification, not for {self.task}")
+        if self.task == "imitation" and self.weights == "uploaded" and saliencies[0].startswith("block_gradient"):
+            found.append(
+                f"saliency: {saliencies[0]} of the original imitating itself is zero for each block: it is for a step "
+                "behind another"
+            )
+        if self.task != "classification" and any(getattr(step, "racing", None) for step in self.steps):
+            found.append(f"racing is for classification, not for {self.task}: it counts the images that are told wrong")
         others = {name for task, names in MEASURES.items() if task != self.task for name in names}
         found += [
             f"the requirement {name} is not measured in task: {self.task}"

@@ -15,7 +15,7 @@ from core.methods import block_removal as blocks
 from core.methods import filter_norm as filters
 from core.methods.train import train
 from core.outcome import Done, Outcome
-from core.progress import Progress
+from core.progress import SCORING, Progress
 from core.recipe import Export
 from core.state import State
 from core.step_settings import FilterNorm, Step, Train
@@ -137,6 +137,7 @@ def run_steps(
         trainer.warnings.clear()
         state.drop("method")
         state.save(**done.values())
+        progress.expect(f"{part}/{SCORING}")
         progress.end(part)
     if callable(accuracy):
         accuracy(done.network)

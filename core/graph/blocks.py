@@ -291,7 +291,7 @@ def _layer(reading: _Reading, start: int) -> _Region | None:
     (entry,) = reading.flow.sources[start]
     end = start
     path = [start]
-    for belongs in (_is_normalisation, _is_activation):
+    for belongs in (_is_normalisation, is_activation):
         following = list(reading.node(end).users)
         if len(following) == 1 and belongs(reading.module, following[0]):
             end = reading.flow.number[following[0]]
@@ -308,7 +308,8 @@ def _is_normalisation(module: fx.GraphModule, node: fx.Node) -> bool:
     return not isinstance(layer, (*MAKERS, torch.nn.Dropout, torch.nn.PReLU))
 
 
-def _is_activation(module: fx.GraphModule, node: fx.Node) -> bool:
+def is_activation(module: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether the node is one of `ACTIVATIONS`, or a PReLU."""
     if node.op == "call_module":
         return isinstance(module.get_submodule(str(node.target)), torch.nn.PReLU)
     return node.target in ACTIVATIONS

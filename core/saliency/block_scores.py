@@ -7,13 +7,18 @@ from dataclasses import dataclass
 
 import torch
 
-from core.block_settings import Saliency
+from core.block_settings import Racing, Saliency
 from core.blocks.candidates import Candidate
 from core.data.augment import seeded
 from core.data.datasets import Dataset
 from core.data.source import SplitName
+from core.events import Emit
 from core.graph.network import Network
 from core.graph.operators.convolution import CONVOLUTIONS
+from core.saliency.block_activations import activation_change, activation_change_plus_one, activation_mean
+from core.saliency.block_gradient import block_gradient, block_gradient_max
+from core.saliency.block_oracle import oracle
+from core.saliency.block_probe import linear_probe
 from core.training.port import TrainerPort
 
 
@@ -27,6 +32,10 @@ class Scoring:
         split: the images, not augmented.
         round: rounds done.
         seed: of the step.
+        emit, step: where what happens is told; index of the step in the recipe.
+        batches: how many minibatches of the images a gradient is of; None: all.
+        cache_mib, racing: of the oracle, see `core.block_settings.BlockRemoval`.
+        goes: candidates that go before the next scoring, at most.
     """
 
     network: Network
@@ -36,6 +45,12 @@ class Scoring:
     trainer: TrainerPort
     round: int
     seed: int
+    emit: Emit
+    step: int = 0
+    batches: int | None = None
+    cache_mib: int = 256
+    racing: Racing | None = None
+    goes: int = 1
 
 
 def weights_mean(scoring: Scoring) -> dict[str, float]:
@@ -60,7 +75,14 @@ def random(scoring: Scoring) -> dict[str, float]:
 
 
 SALIENCIES: Mapping[Saliency, Callable[[Scoring], dict[str, float]]] = {
+    "oracle": oracle,
+    "activation_change": activation_change,
+    "activation_change_plus_one": activation_change_plus_one,
+    "activation_mean": activation_mean,
+    "block_gradient": block_gradient,
+    "block_gradient_max": block_gradient_max,
+    "linear_probe": linear_probe,
     "weights_mean": weights_mean,
     "random": random,
 }
-"""By the recipe's `saliency`: the score of each candidate, by its name."""
+"""By the recipe's `saliency`: the score of each candidate, by its name. Of equal scores the first one goes first."""

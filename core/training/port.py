@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from torch import Tensor
 
@@ -13,6 +13,9 @@ from core.report import Cost
 from core.state import State
 from core.training.budget import EpochsBudget
 from core.training_settings import Training
+
+if TYPE_CHECKING:
+    from core.tasks.task import Task  # whose scores are this module's
 
 SplitName = Literal["train", "validation", "test"]
 
@@ -64,6 +67,9 @@ class TrainerPort(Protocol):
     warnings: list[str]
     """What a reader of the report should know of the trainings since it was emptied last."""
 
+    task: Task
+    """What training minimises and evaluation measures."""
+
     @property
     def training(self) -> Training:
         """The recipe's defaults of every training."""
@@ -91,6 +97,10 @@ class TrainerPort(Protocol):
 
     def expect(self, part: str, trainings: Sequence[tuple[int, int]]) -> None:
         """Tells the progress what is still to come in `part`: (epochs, the network's MACs) of each training."""
+
+    def expect_scoring(self, part: str, scorings: Sequence[tuple[int, int]]) -> None:
+        """Tells the progress what is still to be looked at in `part` to score what may go: (images through a network
+        without gradients, the network's MACs) of each scoring."""
 
     def resumed(self, cost: Cost) -> None:
         """Tells the progress and the budget what was spent before."""

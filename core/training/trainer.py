@@ -21,7 +21,7 @@ from core.events import Emit
 from core.graph.batch_norm import recalibrate
 from core.graph.counts import count
 from core.graph.network import Network
-from core.progress import TRAINING_PASSES, Progress
+from core.progress import SCORING, TRAINING_PASSES, Progress
 from core.report import Cost
 from core.state import State
 from core.tasks.classification import Classification
@@ -90,7 +90,7 @@ class Trainer:
         self._emit = emit
         self._progress = progress
         self._prefix = prefix
-        self.task = Classification() if task is None else task
+        self.task: Task = Classification() if task is None else task
         self._clock = clock
 
     def fit(
@@ -258,6 +258,11 @@ class Trainer:
             left = None if left is None else left - epochs
             passes += epochs * per_epoch * macs / self._original_macs
         self._progress.expect(self._prefix + part, passes=passes)
+
+    def expect_scoring(self, part: str, scorings: Sequence[tuple[int, int]]) -> None:
+        """See `TrainerPort.expect_scoring`."""
+        passes = sum(images * macs for images, macs in scorings) / self._original_macs
+        self._progress.expect(f"{self._prefix}{part}/{SCORING}", passes=passes)
 
     def resumed(self, cost: Cost) -> None:
         """See `TrainerPort.resumed`."""

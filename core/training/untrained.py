@@ -20,7 +20,8 @@ from core.graph.counts import count
 from core.graph.network import Network
 from core.report import Cost
 from core.state import State
-from core.tasks.task import run
+from core.tasks.classification import Classification
+from core.tasks.task import Task, run
 from core.training.budget import EpochsBudget
 from core.training.freezing import trained_parameters
 from core.training.memory_format import images_channels_last, to_channels_last
@@ -73,6 +74,7 @@ class Untrained:
         looked_at: images of train that go through a network in training mode at each training whose batches a method
             looks at (for norms of activations), and through which BatchNorm statistics are measured afresh; 0: none.
         booked: gets what is asked for.
+        task: what training would minimise; classification, where none is given.
         prefix: in front of labels.
     """
 
@@ -86,12 +88,14 @@ class Untrained:
         accuracy: float,
         looked_at: int,
         booked: list[Booked],
+        task: Task | None = None,
         prefix: str = "",
     ) -> None:
         self.training = training
         self.budget = EpochsBudget()
         self.plan: Sequence[Mapping[str, Any]] = ()
         self.warnings: list[str] = []
+        self.task: Task = Classification() if task is None else task
         self.booked = booked
         self._dataset = dataset
         self._device = device
@@ -155,6 +159,9 @@ class Untrained:
 
     def expect(self, part: str, trainings: Sequence[tuple[int, int]]) -> None:
         """Nothing: what is booked is told in the end."""
+
+    def expect_scoring(self, part: str, scorings: Sequence[tuple[int, int]]) -> None:
+        """Nothing: the estimate has it by itself."""
 
     def resumed(self, cost: Cost) -> None:
         """Nothing: there is no earlier attempt at a dry run."""

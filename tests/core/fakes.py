@@ -18,6 +18,7 @@ from core.job import Preprocess, Room
 from core.measure.memory import MemoryNotMeasured
 from core.report import Cost
 from core.state import State
+from core.tasks import Classification, Task
 from core.training.budget import EpochsBudget
 from core.training.port import FitResult, ParameterGroup, Score, SplitName
 from core.training_settings import Training
@@ -66,9 +67,11 @@ class ScriptedTrainer:
         self.budget = EpochsBudget()
         self.plan: Sequence[Mapping[str, Any]] = ()
         self.warnings: list[str] = []
+        self.task: Task = Classification()
         self.moving: list[list[list[str]] | None] = []
         self.labels: list[tuple[str, int]] = []
         self.expected: list[list[tuple[int, int]]] = []
+        self.scorings: list[list[tuple[int, int]]] = []
         self.recalibrated: list[str] = []
         self._accuracies = iter(accuracies)
         self._steps = steps
@@ -119,6 +122,9 @@ class ScriptedTrainer:
 
     def expect(self, part: str, trainings: Sequence[tuple[int, int]]) -> None:
         self.expected.append(list(trainings))
+
+    def expect_scoring(self, part: str, scorings: Sequence[tuple[int, int]]) -> None:
+        self.scorings.append(list(scorings))
 
     def resumed(self, cost: Cost) -> None:
         self.budget.spent += cost.epochs
