@@ -26,6 +26,7 @@ from bench.blocks_results import Results
 from bench.blocks_rows import ALL_IMAGES, Row, Study, rows
 from bench.blocks_running import run_row
 from core.devices import require_device, torch_settings
+from core.events import jsonable
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "docs" / "results"
@@ -146,7 +147,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         write(arguments.results / f"{name}.md", text)
         write(
             arguments.results / f"{name}.json",
-            json.dumps({"study": vars(study), "rows": results.found}, indent=1) + "\n",
+            json.dumps(jsonable({"study": vars(study), "rows": results.found}), indent=1) + "\n",
         )
     print(text)
     return 0

@@ -16,8 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from bench.blocks_ranking import pearson_interval
-from bench.blocks_results import BySeed, Results, differences, mean_and_error
+from bench.blocks_results import BySeed, Results, correlation_interval, differences, mean_and_error
 from bench.blocks_rows import NOISES, SALIENCIES
 
 Verdict = Literal["confirmed", "not confirmed", "too little to tell"]
@@ -150,7 +149,7 @@ def findings(results: Results) -> list[Finding]:
                 + less_than(f"checkpoint-{first}/half", f"checkpoint-{last}/half", metric="tau")),
         Finding("More fine-tunings make a better network", "3.5.3, table 3.3",
                 less_than("loops-4/oracle/half", "once/half") + less_than("loops-4/oracle/most", "once/most")),
-        Finding("One long fine-tuning is better than four, of half the epochs together", "3.5.3, figure 3.20",
+        Finding("One long fine-tuning is better than four that have half its epochs together", "3.5.3, figure 3.20",
                 less_than("once-long/half", "loops-4/oracle/half")),
         Finding("A standard structure trained from scratch beats the pruned network", "3.5.2, figure 3.17",
                 less_than("scratch-standard/half", "once-long/half")
@@ -233,12 +232,13 @@ def _unrelated(results: Results) -> tuple[str, str, Verdict, str]:
 def _correlated(results: Results) -> tuple[str, str, Verdict, str]:
     """Weakly: an interval above 0 and below 0.9."""
     told, source = "Accuracy before and after a fine-tuning are correlated, but not strongly", "3.3.3, figure 3.10"
-    interval = pearson_interval(*results.before_and_after())
+    pairs = results.before_and_after()
+    interval = correlation_interval(pairs)
     if interval is None:
         return told, source, "too little to tell", "nothing to compare"
     found, low, high = interval
     verdict: Verdict = "confirmed" if low > 0 and high < 0.9 else "too little to tell"
     if high <= 0 or low >= 0.9:
         verdict = "not confirmed"
-    number = len(results.before_and_after()[0])
-    return told, source, verdict, f"r = {found:.2f} ({low:.2f} to {high:.2f}) over {number} fine-tunings; thesis: 0.59"
+    numbers = f"r = {found:.2f} ({low:.2f} to {high:.2f}) over {len(pairs)} fine-tunings; thesis: 0.59"
+    return told, source, verdict, numbers

@@ -11,8 +11,9 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from bench.blocks_ranking import agreement, order_agreement, ranking, removed
 from bench.blocks_rows import Row, Study
+from core.block_report import BlockHistory
+from core.blocks.analysis import kendall_tau, order_of, pearson, places_after
 from core.state import write_atomically
 
 BySeed = dict[int, float]
@@ -92,7 +93,8 @@ class Results:
         """% of the parameters that were gone where that many blocks were left."""
 
         def share(result: dict[str, Any]) -> float | None:
-            there = [each["params"] for each in result["rounds"] if each["blocks"] == blocks]
+            rounds = zip(history(result).rounds, result["rounds"], strict=True)
+            there = [told.params for told, each in rounds if each["blocks"] == blocks]
             params = there[0] if there else result["params"] if result["blocks"] == blocks else None
             return None if params is None else 100 * (1 - params / result["original_params"])
 
@@ -106,7 +108,7 @@ class Results:
             other = theirs.get(result["seed"])
             if other is None or min(len(result["rounds"]), len(other["rounds"])) <= step:
                 return None
-            return agreement(ranking(result["rounds"], step), ranking(other["rounds"], step))
+            return kendall_tau(*(places_after(history(run), step) for run in (result, other)))
 
         return self.by_seed(row, tau)
 
@@ -118,26 +120,38 @@ class Results:
         return {seed: statistics.fmean(each[seed] for each in found) for seed in sorted(seeds)}
 
     def between_networks(self, row: str = REFERENCE) -> list[float]:
-        """Kendall's tau of the orders in which different networks lose their blocks, of each pair (figure 3.15)."""
-        runs = [result["rounds"] for _, result in sorted(self.done(row).items())]
-        found = [
-            order_agreement(removed(one), removed(other), sorted(one[0]["scores"]))
-            for one, other in combinations(runs, 2)
-        ]
+        """Kendall's tau of the orders in which different networks lose their blocks, of each pair; what is left shares
+        the last place (figure 3.15)."""
+        runs = [history(result) for _, result in sorted(self.done(row).items())]
+        orders = [{name: len(run.blocks) for name in run.blocks} for run in runs]
+        for order, run in zip(orders, runs, strict=True):
+            order |= {name: place for place, name in enumerate(order_of(run))}
+        found = [kendall_tau(one, other) for one, other in combinations(orders, 2)]
         return [tau for tau in found if tau is not None]
 
-    def before_and_after(self) -> tuple[list[float], list[float]]:
-        """Validation accuracy, %, in front of and behind every fine-tuning (section 3.3.3)."""
-        before, after = [], []
-        for row in self.found:
-            for result in self.done(row).values():
-                rounds = result["rounds"]
-                ends = [each["accuracy_before"] for each in rounds[1:]] + [1 - result["validation_error"]]
-                for each, end in zip(rounds, ends, strict=False):
-                    if each["tuned_error"] is not None:
-                        before.append(100 * each["validation_accuracy"])
-                        after.append(100 * end)
-        return before, after
+    def before_and_after(self) -> list[tuple[float, float]]:
+        """Validation accuracy, 0-1, in front of and behind every whole fine-tuning (section 3.3.3)."""
+        return [
+            (each.accuracy_cut, each.accuracy_tuned)
+            for row in self.found
+            for result in self.done(row).values()
+            for each in history(result).rounds
+            if each.whole and each.accuracy_cut is not None and each.accuracy_tuned is not None
+        ]
+
+
+def history(result: Mapping[str, Any]) -> BlockHistory:
+    """What the run did, round by round."""
+    return BlockHistory(**(result["history"] or {}))
+
+
+def correlation_interval(pairs: Sequence[tuple[float, float]]) -> tuple[float, float, float] | None:
+    """Pearson's correlation and its 95 % interval by Fisher's transformation; None where it has no value."""
+    found = pearson(pairs)
+    if found is None or len(pairs) < 4:
+        return None
+    middle, half = math.atanh(max(-1 + 1e-12, min(1 - 1e-12, found))), 1.96 / math.sqrt(len(pairs) - 3)
+    return found, math.tanh(middle - half), math.tanh(middle + half)
 
 
 def _error_at(result: dict[str, Any], blocks: int) -> float | None:

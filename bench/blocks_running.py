@@ -6,7 +6,7 @@ import json
 import re
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from bench.blocks_rows import Row, Study
 from core.controls import Failed, Ran, Surroundings, run_controls
 from core.data.datasets import Dataset
 from core.errors import BillhookError
-from core.events import Emit, jsonable
+from core.events import Emit
 from core.graph.counts import Counts, count
 from core.graph.network import Network
 from core.outcome import Done, Outcome
@@ -36,8 +36,8 @@ FINE_TUNED = re.compile(r"fine_tune/\d+(?:/round/(\d+))?")
 
 
 class Log:
-    """An `Emit` that keeps scores and errors in a file, so that a row that is gone on with has those of its first
-    attempt, too."""
+    """An `Emit` that keeps errors on test in a file, so that a row that is gone on with has those of its first attempt,
+    too."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -48,10 +48,10 @@ class Log:
                 self.events[event["name"]] = event["body"]
 
     def __call__(self, name: str, /, **body: Any) -> None:
-        if name.endswith("/select") or name.startswith("test/"):
-            self.events[name] = json.loads(json.dumps(jsonable(body)))
+        if name.startswith("test/"):
+            self.events[name] = body
             with self._path.open("a") as file:
-                file.write(json.dumps({"name": name, "body": self.events[name]}) + "\n")
+                file.write(json.dumps({"name": name, "body": body}) + "\n")
 
 
 class TestedTrainer(Trainer):
@@ -152,7 +152,7 @@ def _measured(
     if row.control:
         around = Surroundings(recipe, data, trainer, progress, silent, state, _NoExports())
         result, cost, warnings = _control(recipe, network, done, counts, accuracy, around)
-    left = count(result)
+    left, history = count(result), done.blocks[-1]
     return {
         "test_error": 1 - own.evaluate(result, "test").accuracy,
         "validation_error": 1 - own.evaluate(result, "validation").accuracy,
@@ -161,7 +161,8 @@ def _measured(
         "original_params": counts.params,
         "original_test_error": original.test_error,
         "cost": cost.model_dump(),
-        "rounds": rounds(log.events),
+        "history": None if history is None else history.model_dump(),
+        "rounds": rounds(done, log.events),
         "warnings": warnings,
         "torch": torch.__version__,
     }
@@ -184,34 +185,18 @@ def _control(
     return control.network, control.cost, control.warnings
 
 
-def rounds(events: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """What was told of each round: what went, the scores, errors on test (0-1) after the removal, where that was
+def rounds(done: Done, events: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Of each round of the last step: blocks that were left, and errors on test (0-1) after the removal, where that was
     measured, and after the fine-tuning, where one followed."""
-    selected = {
-        _round_of(name): body for name, body in sorted(events.items()) if re.search(r"/round/\d+/select$", name)
-    }
-    cut, tuned = {}, {}
+    points = [point for point in done.front if point.step == done.steps - 1 and point.round > 0]
+    cut, tuned = dict[int, float](), dict[int, float]()
     for name, body in events.items():
         label = name.removeprefix("test/")
         if match := RECALIBRATED.fullmatch(label):
             cut[int(match[1])] = body["error"]
         elif match := FINE_TUNED.fullmatch(label):
-            tuned[int(match[1]) if match[1] else max(selected)] = body["error"]
+            tuned[int(match[1]) if match[1] else len(points)] = body["error"]
     return [
-        {"round": number, **_kept(selected[number]), "test_error": cut.get(number), "tuned_error": tuned.get(number)}
-        for number in sorted(selected)
+        {"blocks": point.blocks, "test_error": cut.get(point.round), "tuned_error": tuned.get(point.round)}
+        for point in points
     ]
-
-
-_KEPT: Sequence[str] = (
-    "removed", "group", "left", "blocks", "params", "scores", "rescored", "accuracy_before", "validation_accuracy",
-    "fine_tune_epochs",
-)  # fmt: skip
-
-
-def _kept(body: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: body[name] for name in _KEPT}
-
-
-def _round_of(name: str) -> int:
-    return int(name.split("/")[-2])

@@ -79,7 +79,7 @@ def test_a_row_tells_of_every_round_and_goes_on_after_a_kill(
     assert whole["blocks"] == 3
     assert [each["blocks"] for each in whole["rounds"]] == [5, 4, 3]
     tuned = [each["tuned_error"] is not None for each in whole["rounds"]]
-    assert tuned == [bool(each["fine_tune_epochs"]) for each in whole["rounds"]]
+    assert tuned == [bool(each["epochs"]) for each in whole["history"]["rounds"]]
     assert sum(tuned) == 3  # as many as there are rounds
     assert whole["rounds"][-1]["tuned_error"] == whole["test_error"]
     assert all(each["test_error"] is None for each in whole["rounds"])  # it costs time, and nothing is told of it
@@ -89,7 +89,7 @@ def test_a_row_tells_of_every_round_and_goes_on_after_a_kill(
 
     def dying(log: Log, name: str, /, **body: Any) -> None:
         told(log, name, **body)
-        if name.endswith("/round/2/select"):
+        if name.endswith("/round/2/ranking"):
             raise Killed
 
     monkeypatch.setattr(Log, "__call__", dying)
@@ -127,7 +127,7 @@ def test_training_that_is_done_is_not_done_again(images: Images, start: Original
     behind = run(Row("behind", {"steps": [train, removal], "weights": "random"}), start, images, tmp_path / "one")
     alone = run(Row("alone", {"steps": [removal]}), start, images, tmp_path / "other")
     assert (behind["status"], behind["cost"]["epochs"]) == ("done", 0)
-    assert behind["rounds"][0]["scores"] == alone["rounds"][0]["scores"]
+    assert behind["history"]["rounds"][0]["scores"] == alone["history"]["rounds"][0]["scores"]
     assert behind["rounds"][0]["test_error"] == behind["test_error"]
 
 

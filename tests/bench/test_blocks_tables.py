@@ -12,8 +12,7 @@ import pytest
 from bench import blocks
 from bench.blocks_findings import Claim, close, findings, judged, less, together
 from bench.blocks_page import page
-from bench.blocks_ranking import agreement, kendall_tau, order_agreement, pearson_interval, ranking
-from bench.blocks_results import Results, differences, mean_and_error
+from bench.blocks_results import Results, correlation_interval, differences, mean_and_error
 from bench.blocks_rows import Row, Study, fade_epochs, rows
 from bench.blocks_thesis import sections
 from core.errors import RecipeInvalid
@@ -32,21 +31,38 @@ def one(row: Row, seed: int, error: float, *, order: list[str] = BLOCKS, study: 
     number = study.blocks - left
     tuned = step["fine_tune"]["epochs"] > 0
     scores = {name: float(place) for place, name in enumerate(order)}
+    history = {
+        "blocks": dict.fromkeys(sorted(order), "group"),
+        "rounds": [
+            {
+                "round": k,
+                "removed": [order[k - 1]],
+                "left": {},
+                "params": 1000 - 100 * k,
+                "scores": scores,
+                "scored_after": k - 1,
+                "accuracy_before": 0.9,
+                "accuracy_cut": 0.5 - k / 100,
+                "accuracy_tuned": 0.8 if tuned and k == number else None,
+                "whole": tuned and k == number,
+            }
+            for k in range(1, number + 1)
+        ],
+    }
     rounds = [
         {
-            "round": k, "removed": [order[k - 1]], "group": None, "left": {}, "blocks": study.blocks - k,
-            "params": 1000 - 100 * k, "scores": scores, "rescored": True, "accuracy_before": 0.9 - k / 100,
-            "validation_accuracy": 0.5 - k / 100, "fine_tune_epochs": int(tuned and k == number),
-            "test_error": error - (number - k) / 100, "tuned_error": error - 0.01 if tuned and k == number else None,
+            "blocks": study.blocks - k,
+            "test_error": error - (number - k) / 100,
+            "tuned_error": error - 0.01 if tuned and k == number else None,
         }
         for k in range(1, number + 1)
-    ]  # fmt: skip
+    ]
     return {
         "row": row.name, "seed": seed, "signature": row.signature(study), "recipe": row.recipe, "start": row.start,
         "status": "done", "error": None, "test_error": rounds[-1]["tuned_error"] or error, "validation_error": 0.2,
         "blocks": left, "params": 1000 - 100 * number, "original_params": 1000, "original_test_error": 0.1,
-        "cost": {"epoch_params_kept": 2_000_000 * (seed + 1), "epoch_params": 3_000_000}, "rounds": rounds,
-        "warnings": [], "torch": "", "seconds": 1.0,
+        "cost": {"epoch_params_kept": 2_000_000 * (seed + 1), "epoch_params": 3_000_000}, "history": history,
+        "rounds": rounds, "warnings": [], "torch": "", "seconds": 1.0,
     }  # fmt: skip
 
 
@@ -92,30 +108,24 @@ def test_targets_are_the_thesis_own_for_its_network() -> None:
 # --- rankings ---
 
 
-def test_kendalls_tau_by_hand() -> None:
-    assert kendall_tau([1, 2, 3], [1, 2, 3]) == 1
-    assert kendall_tau([1, 2, 3], [3, 2, 1]) == -1
-    assert kendall_tau([1, 2, 3], [1, 3, 2]) == pytest.approx(1 / 3)  # two pairs agree, one does not
-    assert kendall_tau([1, 2, 2], [1, 2, 3]) == pytest.approx(2 / math.sqrt(2 * 3))
-    assert kendall_tau([1, 1], [1, 2]) is None
-    assert agreement(["a", "b", "c"], ["a", "c", "b"]) == pytest.approx(1 / 3)
-    assert order_agreement(["a"], ["b"], ["a", "b", "c"]) == pytest.approx(-0.5)  # (a, b) is turned, the rest is tied
+def test_how_alike_runs_choose(tmp_path: Path) -> None:
+    found = Results(STUDY, tmp_path)
+    found.add(one(ROWS["none/oracle"], 0, 0.3))
+    turned = [BLOCKS[1], BLOCKS[0], *BLOCKS[2:]]
+    found.add(one(ROWS["none/random"], 0, 0.3, order=turned))
+    assert found.agreement("none/random", 0) == {0: pytest.approx(1 - 2 / 36)}  # one of 36 pairs is turned
+    assert found.mean_agreement("none/oracle") == {0: 1.0}
+    assert found.agreement("none/random", 6) == {}  # there is no such round
+    found.add(one(ROWS["none/oracle"], 1, 0.3, order=list(reversed(BLOCKS))))
+    # six go, from one end and from the other; what is left is tied, three pairs in each run; the 30 others are turned
+    assert found.between_networks() == [pytest.approx(-30 / 33)]
 
 
-def test_a_ranking_is_what_went_and_then_the_rest_by_score() -> None:
-    rounds = [
-        {"removed": ["b"], "scores": {"a": 3.0, "b": 1.0, "c": 2.0}},
-        {"removed": ["a"], "scores": {"a": 0.0, "b": 9.0, "c": 2.0}},
-    ]
-    assert ranking(rounds, 0) == ["b", "c", "a"]
-    assert ranking(rounds, 1) == ["b", "a", "c"]
-
-
-def test_pearson_has_an_interval() -> None:
-    found, low, high = pearson_interval([1, 2, 3, 4, 5], [1, 3, 2, 5, 4]) or (0, 0, 0)
+def test_a_correlation_has_an_interval() -> None:
+    found, low, high = correlation_interval([(1, 1), (2, 3), (3, 2), (4, 5), (5, 4)]) or (0, 0, 0)
     assert found == pytest.approx(0.8)
     assert (low, high) == pytest.approx((-0.2796, 0.9862), abs=1e-3)  # tanh(atanh(0.8) ± 1.96 / √2)
-    assert pearson_interval([1, 1, 1, 1], [1, 2, 3, 4]) is None
+    assert correlation_interval([(1, 1), (1, 2), (1, 3), (1, 4)]) is None
 
 
 # --- rules ---
@@ -168,9 +178,8 @@ def test_a_run_without_fine_tuning_is_told_at_every_size(tmp_path: Path) -> None
 
 
 def test_accuracies_around_fine_tunings(tmp_path: Path) -> None:
-    before, after = results(tmp_path, once__half=[0.3]).before_and_after()
-    assert before == pytest.approx([45.0])  # 0.5 - 5 / 100, after the fifth removal
-    assert after == pytest.approx([80.0])
+    ((before, after),) = results(tmp_path, once__half=[0.3]).before_and_after()
+    assert (before, after) == pytest.approx((0.45, 0.8))  # 0.5 - 5 / 100, after the fifth removal
 
 
 def test_the_page(tmp_path: Path) -> None:
