@@ -53,7 +53,8 @@ class Factors:
 
     def __init__(self, network: Network, chosen: Sequence[Candidate]) -> None:
         module = fx.GraphModule(network.module, copy.deepcopy(network.module.graph))
-        nodes = {node.name: node for node in module.graph.nodes}
+        pairs = zip(network.module.graph.nodes, module.graph.nodes, strict=True)
+        nodes = {node.name: twin for node, twin in pairs}
         self._buffers: dict[str, str] = {}
         device = next(network.parameters()).device
         for candidate in chosen:

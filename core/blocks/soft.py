@@ -75,9 +75,16 @@ def train_softly(
     run.spent(fit.cost)
     scores: dict[str, float] | None = state.get("scores")
     state.drop("fit", "scores")
-    if epochs < soft.epochs:
-        trainer.warnings.append(f"{label} had {epochs} of {soft.epochs} epochs: {trainer.budget.told}")
+    state.put(had=epochs)
     return scores
+
+
+def cut_short(soft: Soft, *, trainer: TrainerPort, state: State, step: int) -> list[str]:
+    """A warning where a budget of epochs has left step `step` fewer than S; `state` as in `train_softly`."""
+    had = state.get("had", soft.epochs)
+    if had == soft.epochs:
+        return []
+    return [f"the soft pruning of step {step} had {had} of {soft.epochs} epochs: {trainer.budget.told}"]
 
 
 def _zero(

@@ -28,7 +28,8 @@ def silencing_layer(network: Network, block: Block) -> str:
     left = without_blocks(network, [block.name]).layers()
     twin = network.clone().eval()
     device = next(network.parameters()).device
-    (end,) = (node for node in twin.module.graph.nodes if node.name == block.exit)
+    pairs = zip(network.module.graph.nodes, twin.module.graph.nodes, strict=True)
+    (end,) = (copy for node, copy in pairs if node.name == block.exit)
     assert block.path is not None
     run = with_outputs(twin.module, [source(end, block.path).name])
     inputs = tuple(item.to(device) for item in network.example_inputs(batch=1))

@@ -4,6 +4,9 @@ Velici 2022, chapters 3 and 4. Each round scores the blocks that are left (`sali
 lowest, and fine-tunes by the policy; rounds go on until the target holds. What is left in a block's place is its
 shortcut: y = shortcut(x); a block that changes shapes keeps the convolution of its shortcut (section 3.1.1).
 
+With `fade` a block's residual path is multiplied by a factor that falls to zero before it goes (`core.blocks.fading`,
+section 4.2); with `soft` blocks are zeroed and trained on before they all go in one round (`core.blocks.soft`, 4.5).
+
 Differs from the thesis
 - Blocks are found in any network (`core.graph.blocks`): residual blocks that hold no other. Its ResNets are one case.
 - Every removal is proved exact, and BatchNorm statistics are measured afresh after it.
@@ -34,7 +37,7 @@ from core.blocks.foreseen import planned_rounds, require_reachable
 from core.blocks.history import note_fine_tuning, note_round
 from core.blocks.removal import no_more_than_needed, remove
 from core.blocks.scoring_work import Scorings, ScoringWork
-from core.blocks.soft import train_softly
+from core.blocks.soft import cut_short, train_softly
 from core.data.datasets import Dataset
 from core.events import Emit
 from core.graph.counts import count
@@ -98,7 +101,8 @@ def block_removal(
         initial: for `rewind`, see `core.training.rewinding.Origins`.
         The others are the recipe's (`core.block_settings.BlockRemoval`).
 
-    Raises `NothingRemoved`, `TargetUnreachable`; `ExactnessFailed` if a removal is not exact; `TrainingDiverged`.
+    Raises `NothingRemoved`, `TargetUnreachable`; `ExactnessFailed` if a removal is not exact; `TrainingDiverged`;
+    with `soft` `CutRefused` if a block cannot be zeroed.
     """
     label = f"prune/step/{step}"
     run = _Run.of(state)
@@ -301,6 +305,8 @@ def block_removal(
         warnings.append(f"new blocks of step {step} had {run.alone} of {wanted} epochs alone: {trainer.budget.told}")
     if like is not None and run.round < len(like) and not state.get("stopped"):
         warnings.append(f"step {step} ended after {run.round} of {len(like)} rounds: no such blocks are left")
+    if soft is not None:
+        warnings += cut_short(soft, trainer=trainer, state=state.scope("soft"), step=step)
     left_with = run.accuracy
     if not guard.admits(run.accuracy):
         network, left_with, warning = run.back_inside(guard, given, step=step, label=label, emit=emit)

@@ -207,9 +207,9 @@ def test_order_cost_and_budget(tmp_path: Path) -> None:
 
     by = ScriptedTrainer()
     by.budget = EpochsBudget(3)
-    run(tmp_path / "b", by=by, target={"blocks": 4}, soft={"epochs": 3}, fine_tune={"epochs": 2})
+    outcome = run(tmp_path / "b", by=by, target={"blocks": 4}, soft={"epochs": 3}, fine_tune={"epochs": 2})
     assert by.labels == [(SOFT, 2), ("fine_tune/0", 1)]
-    assert by.warnings == [f"{SOFT} had 2 of 3 epochs: epochs_budget is 3"]
+    assert "the soft pruning of step 0 had 2 of 3 epochs: epochs_budget is 3" in outcome.warnings
 
 
 def test_what_is_planned_and_booked(tmp_path: Path) -> None:
