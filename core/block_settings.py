@@ -40,7 +40,7 @@ class Fade(Section):
 
     @model_validator(mode="after")
     def _sampled(self) -> Fade:
-        if self.mask == "linear" and "sample" in self.model_fields_set:
+        if self.mask == "linear" and self.sample != "batch":  # not whether it was given: a recipe is given back whole
             raise ValueError("sample is of mask: stochastic")
         return self
 
@@ -79,8 +79,8 @@ class BlockRemoval(Section):
     batches: Some | None = Field(None, description="of those images, for block_gradient: the first so many; null: all")
     racing: Racing | None = None
     cache_mib: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
-        256, description="that the oracle keeps of activations in front of the blocks, at most; what does not fit is "
-        "computed again"
+        256, description="that the oracle holds of activations at once, at most: it takes smaller batches, or computes "
+        "again what does not fit"
     )  # fmt: skip
     blocks_per_round: Some = 1
     equalise: bool = Field(
@@ -100,6 +100,10 @@ class BlockRemoval(Section):
             wrong.append("batches is of saliency: block_gradient")
         if self.racing is not None and self.saliency != "oracle":
             wrong.append("racing is of saliency: oracle")
+        if self.racing is not None and self.rescore_every is None:
+            wrong.append("racing drops blocks that do not go before the next scoring: with rescore_every: a number")
+        if self.racing is not None and self.equalise and self.rescore_every != 1:
+            wrong.append("racing goes by the best blocks of all, equalise by those of a group: with rescore_every: 1")
         if self.saliency != "oracle" and self.cache_mib != type(self).model_fields["cache_mib"].default:
             wrong.append("cache_mib is of saliency: oracle")
         if self.saliency == "linear_probe" and self.rescore_every is not None:
@@ -108,21 +112,37 @@ class BlockRemoval(Section):
             wrong.append(f"scores is of the images that blocks are scored on; {self.saliency} looks at none")
         if self.replace is not None and self.blocks_per_round > 1:
             wrong.append("replace takes its neighbours one group a round: without blocks_per_round")
+        if self.replace is not None and self.rescore_every != 1:
+            wrong.append("replace has new neighbours to score after each round: rescore_every is 1")
         if self.soft is not None:
             named = ("fade", "replace", "equalise")
             wrong += [f"soft goes without {name}" for name in named if getattr(self, name)]
             if self.fine_tune.policy.moments is not None or self.fine_tune.policy.low is not None:
                 wrong.append("soft removes its blocks in one round at the end: policy: once")
+            if self.blocks_per_round > 1 or self.rescore_every != 1:
+                wrong.append(
+                    "soft scores its blocks before each epoch and removes them in one round: without blocks_per_round, "
+                    "rescore_every: 1"
+                )
             if self.target.latency is not None:
                 wrong.append("soft needs to know how many blocks go before any does: a target without latency")
         if self.replace is not None and self.saliency not in ("oracle", "random"):
             wrong.append("replace scores neighbours together, by saliency: oracle or random")
+        if self.fine_tune.rewind != "last":
+            if self.fade is not None:
+                wrong.append(f"fine_tune.rewind: {self.fine_tune.rewind} sets back what fade has trained")
+            if self.replace is not None and self.replace.alone_epochs:
+                wrong.append(
+                    f"fine_tune.rewind: {self.fine_tune.rewind} sets back what replace.alone_epochs has trained"
+                )
         if self.fade is not None and self.replace is not None:
             wrong.append("fade and replace exclude each other")
         if self.fade is not None and self.fade.lazy and self.fine_tune.policy.low is not None:
             wrong.append(
                 "a lazy fade restores what was removed since the last training, and low trains after each round"
             )
+        if self.fade is not None and self.fade.lazy and not self.fine_tune.epochs:
+            wrong.append("a lazy fade is in front of a fine-tuning: fine_tune.epochs of at least 1")
         if wrong:
             raise ValueError("; ".join(wrong))
         return self

@@ -121,6 +121,7 @@ def measure(
             params=counts.params,
             macs=counts.macs,
             filters=counts.filters,
+            blocks=counts.blocks,
             file_bytes=sum(part.stat().st_size for part in parts(path)),
             opset=opset_of(content),
             sha256=hashlib.sha256(content).hexdigest(),
@@ -233,7 +234,8 @@ def requirement_results(requirements: Requirements, original: Variant, pruned: V
 
 
 def layer_table(files: Mapping[str, Path], networks: Mapping[str, Network], dataset: Dataset) -> list[Layer]:
-    """Each layer of the original and what is left of it, with milliseconds in ONNX Runtime where they can be told."""
+    """Each layer of the original and what is left of it (0 of one that is gone), with milliseconds in ONNX Runtime
+    where they can be told."""
     before, after = count(networks["original"]).layers, count(networks["pruned"]).layers
     inputs = sample_inputs(dataset, "test", networks["original"].origin.static_batch or 1).numpy()
     times = {name: layer_milliseconds(files[name], inputs, before) for name in ("original", "pruned")}
@@ -242,11 +244,11 @@ def layer_table(files: Mapping[str, Path], networks: Mapping[str, Network], data
             name=name,
             kind=layer.kind,
             channels_before=layer.channels,
-            channels_after=after[name].channels,
+            channels_after=after[name].channels if name in after else 0,
             params_before=layer.params,
-            params_after=after[name].params,
+            params_after=after[name].params if name in after else 0,
             macs_before=layer.macs,
-            macs_after=after[name].macs,
+            macs_after=after[name].macs if name in after else 0,
             latency_ms_before=times["original"][name],
             latency_ms_after=times["pruned"][name],
         )

@@ -1,7 +1,8 @@
 """The controls of a recipe (`baselines`): the same data and training, without what the recipe claims to be good.
 
 `unpruned`: is it the pruning, or only the longer training? `random`: does it matter what is removed? `scratch`: are the
-original's weights of any use? (Liu et al. 2019; Blalock et al. 2020.)
+original's weights of any use? (Liu et al. 2019; Blalock et al. 2020.) `scratch_standard`: is the structure that pruning
+has found better than the usual one with as many blocks? (Velici 2022.)
 """
 
 from __future__ import annotations
@@ -9,9 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
-from typing import Any
+from typing import Any, Literal
 
-from core.baselines import Baseline, Kind
+from core.baselines import Baseline, Kind, Name
+from core.block_settings import BlockRemoval
+from core.blocks.standard import standard
 from core.data.datasets import Dataset
 from core.errors import PruningError, RecipeInvalid, TrainingDiverged
 from core.events import Emit
@@ -24,8 +27,9 @@ from core.recipe import Recipe
 from core.report import Cost
 from core.schedule_settings import Milestones
 from core.state import State
-from core.step_settings import Step, Train
+from core.step_settings import FilterNorm, Step, Train
 from core.steps import planned, run_steps
+from core.target_settings import Target
 from core.targets import Exports
 from core.training.port import TrainerPort, add_costs
 from core.training.seeds import derived_seed
@@ -34,20 +38,22 @@ from core.training_settings import Training
 
 @dataclass
 class Control:
-    """A control that has been run. `network` is what it ends with, `budget` that of its training, in words."""
+    """A control that has been run. `network` is what it ends with, `budget` that of its training, in words. `done`: of
+    one that ran the recipe's steps."""
 
-    name: Kind
+    name: Name
     network: Network
     cost: Cost
     budget: str
     warnings: list[str] = field(default_factory=list)
+    done: Done | None = None
 
 
 @dataclass(frozen=True)
 class Failed:
     """A control that could not be run to its end; the job goes on without it, and says so."""
 
-    name: Kind
+    name: Name
     reason: str
 
 
@@ -74,9 +80,9 @@ class Surroundings:
     exports: Exports
 
 
-def prefix_of(kind: Kind) -> str:
+def prefix_of(name: Name) -> str:
     """What the names of a control's events begin with."""
-    return f"baseline/{kind}/"
+    return f"baseline/{name}/"
 
 
 def expected(recipe: Recipe, network: Network, original: Counts, exports: Exports) -> dict[str, list[tuple[int, int]]]:
@@ -89,7 +95,7 @@ def expected(recipe: Recipe, network: Network, original: Counts, exports: Export
         epochs = min(epochs, recipe.epochs_budget)
     last = every[-1][1] if every else original.macs
     for baseline in recipe.baselines:
-        prefix = prefix_of(baseline.kind)
+        prefix = prefix_of(baseline.name)
         if baseline.kind == "random":
             found.update({f"{prefix}step/{index}": trainings for index, trainings in enumerate(steps)})
         elif baseline.kind == "unpruned":
@@ -109,12 +115,12 @@ def run_controls(ran: Ran, around: Surroundings) -> list[Control | Failed]:
     """Every control of the recipe, in its order, each from where an earlier attempt left it."""
     found: list[Control | Failed] = []
     for baseline in around.recipe.baselines:
-        state = around.state.scope(baseline.kind)
+        state = around.state.scope(baseline.name)
         try:
             found.append(CONTROLS[baseline.kind](baseline, ran, around, state))
         except (PruningError, RecipeInvalid, TrainingDiverged) as error:
-            around.emit(f"{prefix_of(baseline.kind)}failed", code=error.code, reason=error.message)
-            found.append(Failed(baseline.kind, error.message))
+            around.emit(f"{prefix_of(baseline.name)}failed", code=error.code, reason=error.message)
+            found.append(Failed(baseline.name, error.message))
     return found
 
 
@@ -122,7 +128,7 @@ def unpruned(baseline: Baseline, ran: Ran, around: Surroundings, state: State) -
     """The network in front of the first step that removes something, as the steps before it have trained it, trained on
     for as many epochs as the pruned network, as the last training was."""
     leading = [] if "weights" in state else _leading(around.recipe)  # it is done already
-    before = _steps("unpruned", leading, ran, around, state.scope("leading"))
+    before = _steps("unpruned", leading, ran, around, state.scope("leading"), [None] * len(leading))
     epochs = ran.done.cost.epochs - before.cost.epochs
     network = before.network.clone()  # without such steps it is what the other controls begin with, too
     training = stretched(*around.recipe.steps[-1].trainings(around.recipe.training)[-1])
@@ -150,14 +156,43 @@ def stretched(training: Training, epochs: int) -> Training:
 
 
 def random(baseline: Baseline, ran: Ran, around: Surroundings, state: State) -> Control:
-    """The recipe's steps with random scores: in each round as many units of each group as the pruned network lost."""
-    steps = [step.at_random() for step in around.recipe.steps]
-    done = _steps("random", steps, ran, around, state)
+    """The recipe's steps with random scores: in each round as many units of each group as the pruned network lost.
+
+    Once other blocks have gone than in the pruned network, there are other layers: filters then go until no more of
+    what the step's target names is left than the pruned network had behind that step.
+    """
+    steps: list[Step] = []
+    like: list[Sequence[Mapping[str, int]] | None] = []
+    for index, (step, removed) in enumerate(zip(around.recipe.steps, ran.done.removed, strict=True)):
+        chosen = step.at_random()
+        other_layers = any(isinstance(earlier, BlockRemoval) for earlier in steps)
+        if isinstance(chosen, FilterNorm) and other_layers and removed:
+            chosen = chosen.model_copy(update={"target": _reached(chosen, index, ran.done)})
+            like.append(None)
+        else:
+            like.append(removed)
+        steps.append(chosen)
+    done = _steps("random", steps, ran, around, state, like)
     warnings = [f"control random: {warning}" for warning in done.warnings]
-    return Control("random", done.network, done.cost, "the recipe's steps", warnings)
+    return Control("random", done.network, done.cost, "the recipe's steps", warnings, done)
 
 
-def _steps(kind: Kind, steps: Sequence[Step], ran: Ran, around: Surroundings, state: State) -> Done:
+def _reached(step: FilterNorm, index: int, done: Done) -> Target:
+    """What the step's target names, as counts that the step has left; MACs for a latency."""
+    rounds = len(done.removed[index])
+    left = next(point for point in reversed(done.front) if point.step == index and point.round <= rounds)
+    counts = {"params": left.params, "macs": left.macs, "filters": left.filters, "size": left.file_bytes}
+    return Target(**{name: counts[name] for name in step.target.sizes() or ("macs",)})
+
+
+def _steps(
+    kind: Literal["unpruned", "random"],
+    steps: Sequence[Step],
+    ran: Ran,
+    around: Surroundings,
+    state: State,
+    like: Sequence[Sequence[Mapping[str, int]] | None],
+) -> Done:
     """What `steps`, the first of the recipe's, make of what the recipe began with."""
     prefix = prefix_of(kind)
 
@@ -178,27 +213,30 @@ def _steps(kind: Kind, steps: Sequence[Step], ran: Ran, around: Surroundings, st
         emit=emit,
         state=state,
         prefix=prefix,
-        like=ran.done.removed[: len(steps)],
+        like=like,
         epochs_budget=around.recipe.epochs_budget,
     )
 
 
 def scratch(baseline: Baseline, ran: Ran, around: Surroundings, state: State) -> Control:
-    """The pruned network's structure with random weights, trained by the baseline's own settings."""
-    settings, spent = baseline.settings, ran.done.cost
-    network = ran.done.network.clone()
-    kept = reinitialise(network, seed=derived_seed(around.recipe.seed, "baseline/scratch/weights"))
+    """The pruned network's structure, or the standard one, with random weights, trained by the baseline's settings."""
+    settings, spent, name = baseline.settings, ran.done.cost, baseline.name
+    if settings.structure == "pruned":
+        network, plan = ran.done.network.clone(), ran.done.plan
+    else:
+        network, plan = standard(ran.start, count(ran.done.network).blocks)
+    kept = reinitialise(network, seed=derived_seed(around.recipe.seed, f"{prefix_of(name)}weights"))
     params = count(network).params
     epochs = {"equal_epochs": spent.epochs, "equal_cost": max(1, round(spent.epoch_params / params))}.get(
         str(settings.budget), settings.budget
     )
     assert isinstance(epochs, int)
     training = settings.training(around.recipe.training)
-    cost, warnings = _trained(network, "train", epochs, training, baseline, around, state, plan=ran.done.plan)
+    cost, warnings = _trained(network, "train", epochs, training, baseline, around, state, plan=plan)
     told = settings.budget if isinstance(settings.budget, str) else "as the recipe says"
     if kept:
-        warnings.append(f"control scratch: parameters of no layer keep their values: {', '.join(kept)}")
-    return Control("scratch", network, cost, f"{epochs} epochs, {told.replace('_', ' ')}", warnings)
+        warnings.append(f"control {name}: parameters of no layer keep their values: {', '.join(kept)}")
+    return Control(name, network, cost, f"{epochs} epochs, {told.replace('_', ' ')}", warnings)
 
 
 CONTROLS: Mapping[Kind, Callable[[Baseline, Ran, Surroundings, State], Control]] = {
@@ -221,7 +259,7 @@ def _trained(
 ) -> tuple[Cost, list[str]]:
     """Trains `network` in place, which `plan` has led to, or takes what an earlier attempt has trained. Returns what it
     cost, with what was done `before`, and warnings."""
-    prefix = prefix_of(baseline.kind)
+    prefix = prefix_of(baseline.name)
     if "weights" in state:
         network.load_state_dict(state["weights"])
         return Cost(**state["cost"]), list(state["warnings"])
@@ -233,7 +271,7 @@ def _trained(
     state.drop("leading")
     cost = fit.cost if before is None else add_costs(before.cost, fit.cost)
     told = [*(() if before is None else before.warnings), *trainer.warnings]
-    warnings = [f"control {baseline.kind}: {warning}" for warning in told]
+    warnings = [f"control {baseline.name}: {warning}" for warning in told]
     state.save(weights=network.state_dict(), cost=cost.model_dump(), warnings=warnings)
     around.progress.end(prefix + label)
     return cost, warnings

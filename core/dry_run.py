@@ -1,32 +1,34 @@
 """What a job would come to, without its trainings: what would be cut, how large, how fast, at what cost.
 
 The recipe's steps and controls run as in `core.pipeline`, by the same code and with the same refusals, but their
-trainer trains nothing (`core.training.untrained`): filters are chosen by the weights that the steps begin with.
+trainer trains nothing (`core.training.untrained`): filters and blocks are chosen by the weights that the steps begin
+with.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from core.batch_size import inference_batch
 from core.batchnorm import with_batch_norm
 from core.beginning import begin, new_head
+from core.blocks.analysis import order_of
 from core.comparison import parity_inputs, sample_inputs
 from core.controls import Failed, Ran, Surroundings, run_controls
-from core.data.datasets import Dataset, Split
+from core.data.datasets import Dataset
 from core.data.source import SplitName
 from core.devices import require_device, require_precision, torch_settings
 from core.dry_run_estimate import STEPS, Between, Rates, estimate, kinds_of_training
 from core.dry_run_foreseen import assumptions, foreseen, layer_cuts, size_ratios, without_accuracy
 from core.dry_run_report import DryRunReport, Size, StepCut
+from core.dry_run_scoring import is_shown_images, scored_once, scoring_images, with_few
 from core.events import Emit
+from core.expected import scorings
 from core.exports import Exports
 from core.graph.counts import count
 from core.graph.export import check_parity
@@ -141,10 +143,15 @@ class _DryRun:
             estimate=estimate(
                 self.inputs.recipe, dataset, self.booked, done, rates,
                 device=self.inputs.device, threads=self.threads,
+                scorings=[
+                    each for found in scorings(self.recipe, dataset, start, ran.original, exports).values()
+                    for each in found
+                ],
             ),
             recipe=self.inputs.recipe.model_dump(mode="json"),
             assumptions=assumptions(
-                self.inputs.recipe, timed=self.timed, looked_at=LOOKED_AT_IMAGES, pruning=PRUNING_IMAGES
+                self.inputs.recipe, timed=self.timed, looked_at=LOOKED_AT_IMAGES, pruning=PRUNING_IMAGES,
+                scored=scoring_images(original),
             ),
             warnings=[*dataset.warnings, *begun.warnings, *done.warnings, *failed],
         )  # fmt: skip
@@ -185,10 +192,12 @@ class _DryRun:
         self, start: Network, original: Network, dataset: Dataset, task: Task, exports: Exports, accuracy: float
     ) -> tuple[Ran, list[str]]:
         """What the steps leave of `start`, and the controls that fail, in words."""
-        recipe, progress = self.recipe, Progress(_silent)
+        recipe, progress = scored_once(self.recipe), Progress(_silent)
+
+        shown = any(is_shown_images(step) for step in recipe.steps)
 
         def trainer(prefix: str = "") -> Untrained:
-            looks = any(getattr(step, "signal", None) == "activations" for step in recipe.steps)
+            looks = shown or any(getattr(step, "signal", None) == "activations" for step in recipe.steps)
             made = Untrained(
                 dataset, training=recipe.training, device=self.device, seed=recipe.seed, accuracy=accuracy,
                 looked_at=LOOKED_AT_IMAGES if looks else 0, task=task, prefix=prefix,
@@ -196,7 +205,9 @@ class _DryRun:
             )  # fmt: skip
             return made
 
-        counts, some = count(original), with_few_pruning(dataset)
+        counts, some = count(original), with_few(dataset, {"pruning": PRUNING_IMAGES})
+        if shown:
+            some = with_few(some, dict.fromkeys(("train", "validation", "pruning"), scoring_images(original)))
         done = run_steps(
             recipe.steps, start, some, original=counts, accuracy=accuracy, export=recipe.export, exports=exports,
             seed=recipe.seed, trainer=trainer(), progress=progress, emit=_silent, state=State.unsaved(),
@@ -220,18 +231,19 @@ class _DryRun:
         found = []
         network, entries = start, list(done.plan)
         for index, (step, removed) in enumerate(zip(self.recipe.steps, done.removed, strict=True)):
-            own = sum(bool(units) for units in removed)  # rounds that have cut, with a plan entry each
+            own, history = done.entries[index], done.blocks[index]
             smaller = replay(network, entries[:own])
             found.append(
                 StepCut(step=index, method=step.method, rounds=len(removed), after=self._size(smaller, file_bytes),
-                        layers=layer_cuts(network, smaller))
+                        layers=layer_cuts(network, smaller), blocks=[] if history is None else order_of(history))
             )  # fmt: skip
             network, entries = smaller, entries[own:]
         return found
 
     def _size(self, network: Network, file_bytes: Callable[[Network], int]) -> Size:
         counts = count(network)
-        return Size(params=counts.params, macs=counts.macs, filters=counts.filters, file_bytes=file_bytes(network))
+        return Size(params=counts.params, macs=counts.macs, filters=counts.filters, blocks=counts.blocks,
+                    file_bytes=file_bytes(network))  # fmt: skip
 
     # --- times --------------------------------------------------------------------------------------------------------
 
@@ -279,13 +291,3 @@ class _DryRun:
     def _original_file(self) -> Path:
         """The upload as a file that ONNX Runtime opens."""
         return unpack(self.inputs.model.path, self.workdir / "original")
-
-
-def with_few_pruning(dataset: Dataset) -> Dataset:
-    """The same dataset with a few images of its pruning split, evenly spaced."""
-    split = dataset.splits.get("pruning")
-    if split is None or len(split) <= PRUNING_IMAGES:
-        return dataset
-    index = np.linspace(0, len(split) - 1, PRUNING_IMAGES).round().astype(np.int64)
-    few = Split(split.rows.select(index), split.y[torch.from_numpy(index)], split.given, split.index_sha256)
-    return dataclasses.replace(dataset, splits={**dataset.splits, "pruning": few})

@@ -10,7 +10,7 @@ from core.dry_run_report import Estimate, Spending
 from core.expected import besides_training
 from core.outcome import Done
 from core.recipe import Recipe
-from core.step_settings import FilterNorm
+from core.step_settings import Train
 from core.training.timing import Rate
 from core.training.trainer import RECALIBRATION_IMAGES
 from core.training.untrained import Booked
@@ -82,6 +82,7 @@ def estimate(
     done: Done,
     rates: Rates | None,
     *,
+    scorings: Sequence[tuple[int, int]],
     device: str,
     threads: int,
 ) -> Estimate:
@@ -92,6 +93,7 @@ def estimate(
         parts: the trainings that were asked for, of the steps and of each control.
         done: what the steps have left.
         rates: None where nothing was timed.
+        scorings: (images, MACs of the network) of each scoring of blocks.
     """
     steps = parts[STEPS]
     epochs = sum(booked.epochs for booked in steps)
@@ -100,7 +102,7 @@ def estimate(
     spending = [_spending(part, trainings, dataset, rates) for part, trainings in parts.items()]
     total = low = high = None
     if rates is not None:
-        besides = [_besides(recipe, dataset, parts, done, rates, pick) for pick in PICKS]
+        besides = [_besides(recipe, dataset, parts, done, rates, scorings, pick) for pick in PICKS]
         validation = len(dataset.splits["validation"])
         found = [
             (rates.of(trainings, validation, PICKS[0]),
@@ -149,7 +151,7 @@ def _past_thresholds(recipe: Recipe, done: Done, epochs: int) -> int:
     """Epochs more than `epochs`, those of the steps, where every threshold of a policy is passed after every round."""
     extra = 0
     for step, removed in zip(recipe.steps, done.removed, strict=True):
-        if isinstance(step, FilterNorm):
+        if not isinstance(step, Train):
             policy = step.fine_tune.policy
             if policy.moments is not None and policy.moments.threshold is not None:
                 whole = max(0, step.fine_tune.epochs - (policy.low or 0))
@@ -165,8 +167,8 @@ def _shares(part: str, recipe: Recipe, steps: Sequence[Booked], extra: int) -> t
     high = (epochs + extra) / epochs
     if part in (STEPS, "random"):  # whose own trainings may stop early
         return 1.0, high
-    budgets = [baseline.settings.budget for baseline in recipe.baselines if baseline.kind == part]
-    if part == "scratch" and any(isinstance(budget, int) for budget in budgets):
+    budgets = [baseline.settings.budget for baseline in recipe.baselines if baseline.name == part]
+    if part.startswith("scratch") and any(isinstance(budget, int) for budget in budgets):
         return 1.0, 1.0
     return sum(booked.least_epochs for booked in steps) / epochs, high
 
@@ -177,11 +179,14 @@ def _besides(
     parts: Mapping[str, Sequence[Booked]],
     done: Done,
     rates: Rates,
+    scorings: Sequence[tuple[int, int]],
     pick: Pick,
 ) -> float:
     """Seconds of all that is no training."""
     work = besides_training(recipe, dataset).values()
     image = rates.evaluation.seconds(rates.evaluation.original_macs, pick)
     images = min(RECALIBRATION_IMAGES, len(dataset.splits["train"])) + len(dataset.splits["validation"])
-    looked = len(done.plan) * (2 if "random" in parts else 1) * images  # each cut is measured afresh, then scored
-    return sum(each.passes * image + each.seconds for each in work) + looked * image + rates.cutting_seconds
+    cuts = sum(bool(units) for removed in done.removed for units in removed)
+    looked = cuts * (2 if "random" in parts else 1) * images  # each cut is measured afresh, then scored
+    scored = sum(number * rates.evaluation.seconds(macs, pick) for number, macs in scorings)
+    return sum(each.passes * image + each.seconds for each in work) + looked * image + scored + rates.cutting_seconds

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+from core.block_settings import DATALESS, BlockRemoval
 from core.dry_run_report import Foreseen, LayerCut, Size
-from core.graph.counts import count
+from core.graph.counts import LayerCount, count
 from core.graph.network import Network
 from core.recipe import Recipe
 from core.report import LatencyRatio
 from core.requirements import COMPARISONS, Requirements
-from core.step_settings import FilterNorm, Step
+from core.step_settings import FilterNorm, Step, Train
 from core.training.vicinity import changed_layers
 
 
@@ -21,7 +22,7 @@ def without_accuracy(recipe: Recipe) -> Recipe:
 
 
 def _without_accuracy(step: Step) -> Step:
-    if not isinstance(step, FilterNorm):
+    if isinstance(step, Train):
         return step
     target = step.target.model_copy(update={"max_accuracy_drop": None})
     return step.model_copy(
@@ -29,15 +30,19 @@ def _without_accuracy(step: Step) -> Step:
     )  # fmt: skip
 
 
+GONE = LayerCount(kind="", channels=0, params=0, macs=0)
+
+
 def layer_cuts(before: Network, after: Network) -> list[LayerCut]:
-    """The layers of `before` that have other shapes in `after`."""
+    """The layers of `before` that have other shapes in `after`, or are gone."""
     counts = (count(before).layers, count(after).layers)
     layers = (before.layers(), after.layers())
     found = []
     for name in changed_layers(before, after):
-        old, new = (each[name] for each in counts)
+        old, new = (each.get(name, GONE) for each in counts)
         shapes = [
-            [] if (weight := each[name]._parameters.get("weight")) is None else list(weight.shape) for each in layers
+            [] if name not in each or (weight := each[name]._parameters.get("weight")) is None else list(weight.shape)
+            for each in layers
         ]
         found.append(
             LayerCut(name=name, kind=old.kind, channels_before=old.channels, channels_after=new.channels,
@@ -76,21 +81,27 @@ def foreseen(requirements: Requirements, ratios: Mapping[str, float], latency: L
     return found
 
 
-def assumptions(recipe: Recipe, *, timed: bool, looked_at: int, pruning: int) -> list[str]:
+def assumptions(recipe: Recipe, *, timed: bool, looked_at: int, pruning: int, scored: int) -> list[str]:
     """In which the job may differ from the dry run, in plain sentences.
 
     looked_at, pruning: images that norms of activations are of, where those are noticed in training, and on the
-    pruning split.
+    pruning split. scored: images that blocks are scored on at most.
     """
     found = []
-    if any(isinstance(step, FilterNorm) for step in recipe.steps):
+    kinds = {FilterNorm: "filters", BlockRemoval: "blocks"}
+    removed = dict.fromkeys(kinds[type(step)] for step in recipe.steps if not isinstance(step, Train))
+    if removed:
         found.append(
-            "Nothing was trained: which filters go was chosen by the weights that the steps begin with. The job "
-            "chooses after training, and may choose others."
+            f"Nothing was trained: which {' and '.join(removed)} go was chosen by the weights that the steps begin "
+            "with. The job chooses after training, and may choose others."
         )
     for index, step in enumerate(recipe.steps):
         if isinstance(step, FilterNorm):
-            found += [f"Step {index}: {told}" for told in _of_step(step, looked_at, pruning)]
+            found += [f"Step {index}: {told}" for told in _of_filters(step, looked_at, pruning)]
+        elif isinstance(step, BlockRemoval):
+            found += [f"Step {index}: {told}" for told in _of_blocks(step, scored)]
+        if not isinstance(step, Train):
+            found += [f"Step {index}: {told}" for told in _of_any(step)]
     if any(training.early_stop for training, epochs in recipe.trainings() if epochs):
         found.append(
             "No training was taken to stop early; the lower ends of the estimate take each as short as it gets."
@@ -107,7 +118,7 @@ def assumptions(recipe: Recipe, *, timed: bool, looked_at: int, pruning: int) ->
     return found
 
 
-def _of_step(step: FilterNorm, looked_at: int, pruning: int) -> Iterator[str]:
+def _of_filters(step: FilterNorm, looked_at: int, pruning: int) -> Iterator[str]:
     if step.scope == "global":
         yield "with scope global, how many filters each layer keeps, and how many rounds there are, may differ too."
     elif step.signal != "random":
@@ -116,6 +127,24 @@ def _of_step(step: FilterNorm, looked_at: int, pruning: int) -> Iterator[str]:
         yield f"the norms of activations are of {looked_at} images of train in each round."
     if step.scores == "pruning_split":
         yield f"the norms of activations are of at most {pruning} images of the pruning split in each round."
+
+
+def _of_blocks(step: BlockRemoval, images: int) -> Iterator[str]:
+    if step.saliency == "random":
+        yield "which blocks go is drawn from the seed, as in the job."
+    else:
+        yield "blocks are not all of one size: where the job chooses others, the result is of another size."
+    if step.saliency not in DATALESS:
+        split = "the pruning split" if step.scores == "pruning_split" else "validation"
+        yield (
+            f"blocks were scored by {step.saliency} once, in front of the first round, on at most {images} images of "
+            f"{split}."
+        )
+    if step.racing is not None:
+        yield "the time that scoring takes is that without racing."
+
+
+def _of_any(step: FilterNorm | BlockRemoval) -> Iterator[str]:
     if step.target.max_accuracy_drop is not None:
         yield (
             f"the guard max_accuracy_drop {step.target.max_accuracy_drop:g} was left out: what cuts cost in accuracy "

@@ -19,11 +19,13 @@ class Size(_Record):
     params: int
     macs: int
     filters: int
+    blocks: int = Field(description="residual blocks that hold no other")
     file_bytes: int
 
 
 class LayerCut(_Record):
-    """A layer that a step changes. Shapes are those of its weights, as torch has them."""
+    """A layer that a step changes. Shapes are those of its weights, as torch has them; nothing is left of a layer that
+    goes with its block."""
 
     name: str
     kind: str
@@ -42,7 +44,10 @@ class StepCut(_Record):
 
     step: int
     method: str
-    rounds: int = Field(description="of which each trains, then cuts; 0: the step has none, or its target is met")
+    rounds: int = Field(description="that remove something; 0: the step has none, or its target is met")
+    blocks: list[str] = Field(
+        default=[], description="that go, in order; with replace, neighbours a+b of which one is left"
+    )
     after: Size
     layers: list[LayerCut] = Field(description="only those that it changes")
 
@@ -61,7 +66,7 @@ class Foreseen(_Record):
 class Spending(_Record):
     """What a part of the job costs in trainings, as a report's ledger has it."""
 
-    part: str = Field(description="steps; or a control: unpruned, random, scratch")
+    part: str = Field(description="steps; or a control: unpruned, random, scratch, scratch_standard")
     epochs: int
     images: int = Field(description="that are trained on, all epochs together")
     epoch_params: int = Field(description="the sum over epochs of the network's parameters then")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from core.block_report import BlockHistory
 from core.graph.network import Network
 from core.graph.plans import replay
 from core.report import Check, Cost, FrontPoint, KeptCheckpoint, LatencyRatio
@@ -20,7 +21,7 @@ class Outcome:
     `skipped`: why nothing was to be done (the target held already); then the plan is empty. `warnings`: what a reader
     of the report should know. `accuracy`: of what is left, on validation. `removed`: of each round, how many units of
     which group; `random` removes as many. `latency`: of what is left, where the target asks for it. `checkpoints`:
-    files that were kept.
+    files that were kept. `blocks`: what its rounds were, where it removes blocks.
     """
 
     network: Network
@@ -34,12 +35,13 @@ class Outcome:
     removed: list[dict[str, int]] = field(default_factory=list)
     latency: LatencyRatio | None = None
     checkpoints: list[KeptCheckpoint] = field(default_factory=list)
+    blocks: BlockHistory | None = None
 
 
 @dataclass
 class Done:
-    """What the steps so far have left. `plan` is replayable on the original. `accuracies`, `removed`, `latencies`: of
-    each step, see `Outcome`."""
+    """What the steps so far have left. `plan` is replayable on the original. `accuracies`, `removed`, `latencies`,
+    `blocks`: of each step, see `Outcome`. `entries`: of each step, how many of the plan are its own."""
 
     network: Network
     steps: int = 0
@@ -52,6 +54,8 @@ class Done:
     removed: list[list[dict[str, int]]] = field(default_factory=list)
     latencies: list[LatencyRatio | None] = field(default_factory=list)
     checkpoints: list[KeptCheckpoint] = field(default_factory=list)
+    blocks: list[BlockHistory | None] = field(default_factory=list)
+    entries: list[int] = field(default_factory=list)
 
     @classmethod
     def of(cls, state: State, original: Network) -> Done:
@@ -72,6 +76,8 @@ class Done:
             removed=list(state["removed"]),
             latencies=[None if item is None else LatencyRatio(**item) for item in state["latencies"]],
             checkpoints=[KeptCheckpoint(**kept) for kept in state["checkpoints"]],
+            blocks=[None if item is None else BlockHistory(**item) for item in state["blocks"]],
+            entries=list(state["entries"]),
         )
 
     def add(self, outcome: Outcome) -> None:
@@ -85,6 +91,8 @@ class Done:
         self.removed.append(outcome.removed)
         self.latencies.append(outcome.latency)
         self.checkpoints += outcome.checkpoints
+        self.blocks.append(outcome.blocks)
+        self.entries.append(len(outcome.plan))
         self.plan += outcome.plan
         self.front += outcome.front
         self.checks += outcome.checks
@@ -103,5 +111,7 @@ class Done:
             "removed": self.removed,
             "latencies": [None if item is None else item.model_dump() for item in self.latencies],
             "checkpoints": [kept.model_dump() for kept in self.checkpoints],
+            "blocks": [None if item is None else item.model_dump() for item in self.blocks],
+            "entries": self.entries,
             "weights": self.network.state_dict(),
         }

@@ -1,8 +1,9 @@
 """One job: a model, a dataset and a recipe in; a smaller ONNX file and a measured report out. The one way in.
 
 Stages: import, baseline, prune and fine_tune (the recipe's steps), export, measure. Everything that takes long is
-resumable from `<workdir>/state`. `<workdir>/out` gets pruned.onnx, weights.safetensors, plan.json and recipe.json, the
-same bytes for the same inputs on the same machine, and report.json and report.md.
+resumable from `<workdir>/state`. `<workdir>/out` gets pruned.onnx, weights.safetensors, plan.json, recipe.json and,
+where blocks were removed, blocks.svg: the same bytes for the same inputs on the same machine; and report.json and
+report.md.
 
     python -m core.pipeline JOB.json WORKDIR
 
@@ -23,6 +24,7 @@ from safetensors.torch import save as save_safetensors
 
 from core.batchnorm import with_batch_norm, without_batch_norm
 from core.beginning import begin, new_head
+from core.blocks.results import tell_blocks
 from core.comparison import (
     changed_interface,
     confusions,
@@ -42,7 +44,7 @@ from core.data.datasets import Dataset
 from core.devices import require_device, require_precision, torch_settings
 from core.errors import BillhookError, ExactnessFailed, ParityFailed
 from core.events import Emit, jsonable
-from core.expected import MEASURE_SECONDS, besides_training
+from core.expected import MEASURE_SECONDS, besides_training, scorings
 from core.exports import Exports
 from core.graph.counts import COUNTED, NOT_COUNTED, Counts, count
 from core.graph.export import check_parity, write_onnx
@@ -187,6 +189,8 @@ class _Job:
             self.progress.expect(part, passes=work.passes, seconds=work.seconds)
         for index, step in enumerate(self.recipe.steps):
             trainer.expect(f"step/{index}", planned(step, original, counts, self.recipe.export, self.exports))
+        for index, found in scorings(self.recipe, dataset, original, counts, self.exports).items():
+            trainer.expect_scoring(f"step/{index}", found)
         for part, trainings in expected(self.recipe, original, counts, self.exports).items():
             trainer.expect(part, trainings)
 
@@ -332,6 +336,7 @@ class _Job:
             front=done.front,
             cost=done.cost,
             checkpoints=done.checkpoints,
+            blocks=tell_blocks(done, self.controls, self.out, self.emit),
             controls=control_results(self.controls, seen, task),
             confusion=confusions(seen, dataset, task),
             macs_counted=COUNTED,

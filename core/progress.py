@@ -14,6 +14,8 @@ from collections.abc import Callable
 from core.events import Emit
 
 TRAINING_PASSES = 3.0
+SCORING = "scoring"
+"""Behind the name of a step's part: what it looks at to score what may go."""
 _MEMORY_SECONDS = 60.0
 _EVERY_SECONDS = 1.0
 _ENOUGH_SECONDS = 0.5

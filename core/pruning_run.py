@@ -94,9 +94,13 @@ class PruningRun:
         """On validation, of the network visited last, as it was trained last."""
         return self.front[-1].validation_accuracy
 
+    def spent(self, cost: Cost) -> None:
+        """Books a training of a network that was not visited."""
+        self.cost = add_costs(self.cost, cost)
+
     def trained(self, fit: FitResult) -> None:
         """Books a training of the network visited last."""
-        self.cost = add_costs(self.cost, fit.cost)
+        self.spent(fit.cost)
         if fit.score is not None and self.plan:  # the point of what was given stays as it is
             self.front[-1] = self.front[-1].model_copy(update={"validation_accuracy": fit.score.accuracy})
 

@@ -21,6 +21,7 @@ from pydantic import (
 )
 
 from core.baselines import AnyBaseline, Baseline
+from core.block_settings import BlockRemoval
 from core.documents import DocumentInvalid, load_yaml
 from core.errors import Fault, RecipeInvalid
 from core.faults import faults_of, given
@@ -93,7 +94,7 @@ class Recipe(Section):
     allow_near_chance: bool = Field(False, description="go on although the original is no better than guessing")
     steps: Items[Step] = Field(min_length=1, max_length=16, description="a list of steps, each with its method")
     baselines: Items[AnyBaseline] = Field(
-        (), max_length=3, description="controls that run in the same job: unpruned, random, scratch"
+        (), max_length=4, description="controls that run in the same job: unpruned, random, scratch (of two structures)"
     )
     export: Export = Export()
     requirements: Requirements = Requirements()
@@ -116,6 +117,8 @@ class Recipe(Section):
                 f"saliency: {saliencies[0]} of the original imitating itself is zero for each block: it is for a step "
                 "behind another"
             )
+        if self.task != "classification" and any(getattr(step, "racing", None) for step in self.steps):
+            found.append(f"racing is for classification, not for {self.task}: it counts the images that are told wrong")
         others = {name for task, names in MEASURES.items() if task != self.task for name in names}
         found += [
             f"the requirement {name} is not measured in task: {self.task}"
@@ -192,9 +195,15 @@ class Recipe(Section):
 
     @field_validator("baselines")
     @classmethod
-    def _each_once(cls, value: tuple[Baseline, ...]) -> tuple[Baseline, ...]:
-        if len({item.kind for item in value}) < len(value):
-            raise ValueError("each baseline once")
+    def _each_once(cls, value: tuple[Baseline, ...], info: ValidationInfo) -> tuple[Baseline, ...]:
+        if len({item.name for item in value}) < len(value):
+            raise ValueError("each baseline once, scratch once for each structure")
+        removes = any(isinstance(step, BlockRemoval) for step in info.data.get("steps", ()))
+        if "steps" in info.data and not removes and any(item.name == "scratch_standard" for item in value):
+            raise ValueError(
+                "structure: standard has as many blocks as the pruned network, and no step of this recipe removes "
+                "blocks (method: block_removal)"
+            )
         return value
 
     @property

@@ -6,20 +6,13 @@ JSON is the report; Markdown (`core/report_markdown.py`) is a rendering of it. `
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
+from pydantic import Field
 
-_NOT_FINITE = {
-    "type": "object", "properties": {"$float": {"enum": ["nan", "inf", "-inf"]}}, "required": ["$float"],
-    "additionalProperties": False,
-}  # fmt: skip
-Number = Annotated[float, WithJsonSchema({"anyOf": [{"type": "number"}, _NOT_FINITE]})]
-"""As the report is stored, JSON has no NaN (`core.events.jsonable`)."""
-
-
-class _Record(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+from core.block_report import BlockAnalysis
+from core.records import Number
+from core.records import Record as _Record
 
 
 class SplitScore(_Record):
@@ -102,6 +95,7 @@ class Variant(_Record):
     params: int
     macs: int
     filters: int
+    blocks: int = Field(description="residual blocks that hold no other")
     file_bytes: int
     opset: int
     sha256: str
@@ -231,11 +225,12 @@ class Report(_Record):
     front: list[FrontPoint]
     cost: Cost
     checkpoints: list[KeptCheckpoint] = Field(default=[], description="what checkpoint_every has kept")
+    blocks: list[BlockAnalysis] = Field(default=[], description="of each step that removes blocks, and of its control")
     controls: list[ControlResult] = Field(default=[], description="without any the report claims no win over anything")
     confusion: Confusion | None = Field(default=None, description="classification with at most 100 classes")
     macs_counted: list[str] = Field(description="operators that are counted; one multiply-accumulate = 1")
     macs_not_counted: list[str]
-    warnings: list[str] = []
+    warnings: list[str] = Field(default=[])
     inputs: dict[str, Any] = Field(description="sha256 of model, dataset and recipe; options; splits")
     recipe: dict[str, Any]
     environment: dict[str, Any]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
+from core.block_markdown import blocks_markdown
+from core.markdown import table as _table
 from core.report import Cost, Latency, Report, TargetResult, Variant
 
 _MIB = 2**20
@@ -33,6 +34,7 @@ def to_markdown(report: Report) -> str:
         *_frozen(report),
         "## Networks visited",
         _front(report),
+        *blocks_markdown(report.blocks),
         "## Cost of pruning",
         _cost(report.cost),
         *_checkpoints(report),
@@ -128,6 +130,7 @@ def _before_and_after(report: Report) -> str:
         ("parameters", lambda v: v.params, lambda n: f"{n:,.0f}"),
         ("MACs", lambda v: v.macs, lambda n: f"{n:,.0f}"),
         ("filters", lambda v: v.filters, lambda n: f"{n:,.0f}"),
+        *([("residual blocks", lambda v: v.blocks, lambda n: f"{n:,.0f}")] if original.blocks else []),
         ("opset", lambda v: v.opset, lambda n: f"{n:.0f}"),
         ("file, bytes", lambda v: v.file_bytes, lambda n: f"{n:,.0f}"),
         ("latency p50, ms", lambda v: v.latency[0].latency_ms_p50, lambda n: f"{n:.3f}"),
@@ -193,7 +196,8 @@ def _controls(report: Report) -> list[str]:
     method = "Agresti & Min 2005" if _classifies(report) else "of the bootstrap"
     note = (
         "`unpruned`: the original, trained on as long as the pruned network was. `random`: the same steps with units "
-        "chosen by chance. `scratch`: the pruned network's structure, trained from random weights. All on the same "
+        "chosen by chance. `scratch`: the pruned network's structure, trained from random weights. `scratch_standard`: "
+        "the original's structure with as many blocks, shared out equally, likewise. All on the same "
         f"data. The interval ({method}) is of the test images, of one training of each: another seed moves the "
         "figures, too."
     )
@@ -307,16 +311,19 @@ def _front(report: Report) -> str:
     """Accuracy is what the task takes for it. Bytes and latency are there where a target asks for them."""
     has_bytes = any(point.file_bytes is not None for point in report.front)
     has_latency = any(point.latency is not None for point in report.front)
+    has_blocks = any(point.blocks for point in report.front)
     rows = []
     for point in report.front:
         row = [f"{point.step}", f"{point.round}", f"{point.params:,}", f"{point.macs:,}", f"{point.filters:,}"]
+        if has_blocks:
+            row.append(f"{point.blocks}")
         if has_bytes:
             row.append("–" if point.file_bytes is None else f"{point.file_bytes:,}")
         if has_latency:
             told = point.latency
             row.append("–" if told is None else f"{told.ratio:.3f} ({told.low:.3f} to {told.high:.3f})")
         rows.append([*row, "–" if point.validation_accuracy is None else f"{point.validation_accuracy:.2%}"])
-    heads = ["step", "round", "parameters", "MACs", "filters"]
+    heads = ["step", "round", "parameters", "MACs", "filters"] + ["blocks"] * has_blocks
     heads += ["file, bytes"] * has_bytes + ["latency ratio (95 %)"] * has_latency
     last = "validation accuracy"
     if not _classifies(report):
@@ -358,14 +365,3 @@ def _environment(report: Report) -> str:
 
 def _mark(passed: bool) -> str:
     return "yes" if passed else "**no**"
-
-
-def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [heads, ["---"] * len(heads), *rows]
-    return "\n".join("| " + " | ".join(_cell(cell) for cell in line) + " |" for line in lines)
-
-
-def _cell(text: str) -> str:
-    """Names come from uploads: they may not end a cell, a line or a code span's backticks early, nor be HTML."""
-    flat = " ".join(text.splitlines())
-    return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", flat.replace("\\", "\\\\").replace("|", "\\|"))

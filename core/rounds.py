@@ -8,7 +8,7 @@ from fractions import Fraction
 from functools import cache
 from typing import Any, Literal
 
-from core.errors import Fault, NothingRemoved, TargetUnreachable
+from core.errors import Fault, NothingRemoved, PruningError, TargetUnreachable
 from core.graph.counts import count
 from core.graph.cuts import cut
 from core.graph.groups import ChannelGroup, channel_groups
@@ -67,7 +67,11 @@ def select(
 
 
 def weakest(scores: Mapping[str, Sequence[float]], numbers: Mapping[str, int]) -> list[Chunk]:
-    """So many units of each group, those with the least scores, ties by index."""
+    """So many units of each group, those with the least scores, ties by index. Raises `PruningError` where a group is
+    not there: a step in front of this one may have removed other blocks."""
+    missing = [name for name in numbers if name not in scores]
+    if missing:
+        raise PruningError(f"there are no channel groups {', '.join(missing)} to remove from: their blocks are gone")
     found = []
     for name, number in numbers.items():
         order = sorted(range(len(scores[name])), key=lambda unit: (scores[name][unit], unit))

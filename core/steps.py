@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from core.block_settings import BlockRemoval
@@ -10,12 +11,13 @@ from core.data.datasets import Dataset
 from core.events import Emit
 from core.graph.counts import Counts, count
 from core.graph.network import Network
+from core.graph.plans import replay
 from core.kept import Keep
 from core.methods import block_removal as blocks
 from core.methods import filter_norm as filters
 from core.methods.train import train
 from core.outcome import Done, Outcome
-from core.progress import Progress
+from core.progress import SCORING, Progress
 from core.recipe import Export
 from core.state import State
 from core.step_settings import FilterNorm, Step, Train
@@ -53,6 +55,7 @@ def given(
     seed: int,
     like: Sequence[Mapping[str, int]] | None,
     keep: Keep | None,
+    initial: Callable[[], Network],
 ) -> dict[str, Any]:
     """What `step` says, as arguments of its method."""
     if isinstance(step, Train):
@@ -62,6 +65,7 @@ def given(
         "fine_tune": step.fine_tune,
         "seed": seed,
         "like": like,
+        "initial": initial,
         **({"channel_multiple": export.channel_multiple} if isinstance(step, FilterNorm) else {}),
         **{name: getattr(step, name) for name in type(step).model_fields if name not in _RESOLVED},
     }
@@ -82,7 +86,7 @@ def run_steps(
     emit: Emit,
     state: State,
     prefix: str = "",
-    like: Sequence[Sequence[Mapping[str, int]]] | None = None,
+    like: Sequence[Sequence[Mapping[str, int]] | None] | None = None,
     epochs_budget: int | None = None,
     keep: Keep | None = None,
 ) -> Done:
@@ -93,7 +97,7 @@ def run_steps(
         accuracy: its validation accuracy, 0-1, or what tells it of the network in front of the first step that removes
             something (or behind all steps).
         exports: what networks are as files, for targets of size and latency.
-        like: for the control `random`: of each step and round, how many units of which group go.
+        like: for the control `random`: of each step and round, how many units of which group go; None: by its target.
         epochs_budget: that all trainings of the steps may take together.
         keep: what is done with the checkpoints that a step is told to keep.
         prefix: of the parts of the progress and, as `emit` and `trainer` put it in front already, of the events.
@@ -130,6 +134,7 @@ def run_steps(
                 seed=derived_seed(seed, f"{prefix}step/{index}"),
                 like=None if like is None else like[index],
                 keep=keep,
+                initial=partial(replay, network, list(done.plan)),
             ),
         )
         done.add(outcome)
@@ -137,6 +142,7 @@ def run_steps(
         trainer.warnings.clear()
         state.drop("method")
         state.save(**done.values())
+        progress.expect(f"{part}/{SCORING}")
         progress.end(part)
     if callable(accuracy):
         accuracy(done.network)

@@ -152,6 +152,7 @@ class WeightNoise(Section):
 
 
 PruningSplit = Literal["held_out", "trained_on"]
+Freeze = Literal["none", "classifier", "body"]
 
 
 class Training(Section):
@@ -161,10 +162,10 @@ class Training(Section):
     `clip_norm`: gradients of a larger 2-norm, all together, are scaled down to it; 0: never. `label_smoothing`: that
     share of the target goes to all classes alike (Szegedy 2016), in training only. `early_stop`: the training ends once
     its best epoch on the validation split lies that many epochs back; 0: never. It is not for the rounds of a method
-    that counts their epochs. `freeze`: the classifier's weights stay as they are. `precision`: that layers compute in
-    while they are trained, under autocast; weights, losses and every measurement are float32. `compile`: a training
-    step's forward and backward are compiled by `torch.compile`. `pruning_split`: whether the images of the dataset's
-    pruning split are trained on, too.
+    that counts their epochs. `freeze`: the classifier's weights stay as they are; `body`: all others do. `precision`:
+    that layers compute in while they are trained, under autocast; weights, losses and every measurement are float32.
+    `compile`: a training step's forward and backward are compiled by `torch.compile`. `pruning_split`: whether the
+    images of the dataset's pruning split are trained on, too.
     """
 
     optimizer: Optimizer = Sgd()
@@ -177,7 +178,7 @@ class Training(Section):
     early_stop: Epochs = 0
     restore_best: bool = True
     distill: Distill | None = None
-    freeze: Literal["none", "classifier"] = "none"
+    freeze: Freeze = "none"
     precision: Precision = "float32"
     compile: bool = False
     pruning_split: PruningSplit = "held_out"
@@ -275,7 +276,7 @@ class Overrides(Section):
     early_stop: Epochs | None = None
     restore_best: bool | None = None
     distill: Distill | None = None
-    freeze: Literal["none", "classifier"] | None = None
+    freeze: Freeze | None = None
     precision: Precision | None = None
     compile: bool | None = None
     pruning_split: PruningSplit | None = None
@@ -298,13 +299,31 @@ class Local(Section):
     fine_tunings: Literal["all", "low"] = "all"
 
 
+Rewind = Literal["last", "trained", "initial"]
+
+
 class FineTune(Overrides):
-    """Training after a step, and between the rounds of one."""
+    """Training after a step, and between the rounds of one.
+
+    `rewind`: the weights that each whole fine-tuning begins with (Velici 2022, sections 2.4.2 and 4.4): `last`, as they
+    are; `trained`, those of the network that the step was given; `initial`, those that the recipe's steps began with;
+    of both what is left after the removals."""
 
     policy: Annotated[Policy, BeforeValidator(_policy, json_schema_input_type=Literal["once"] | Policy)] = Policy()
     epochs: Epochs = Field(10, description="of each fine-tuning")
     noise: WeightNoise | None = None
     local: Local | None = None
+    rewind: Rewind = Field("last", description="what the weights are set back to before each whole fine-tuning")
+
+    @model_validator(mode="after")
+    def _rewound_and_trained(self) -> FineTune:
+        if self.rewind != "last" and self.epochs == 0:
+            raise ValueError(f"rewind: {self.rewind} sets back what is then trained, and there are no epochs")
+        if self.rewind == "initial" and self.local is not None and self.local.fine_tunings == "all":
+            raise ValueError(
+                "rewind: initial sets back all weights, and local trains some of them only: fine_tunings: low"
+            )
+        return self
 
     @model_validator(mode="after")
     def _local_is_of_some(self) -> FineTune:

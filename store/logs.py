@@ -13,6 +13,7 @@ import logging
 import re
 import sys
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
@@ -87,7 +88,7 @@ def without_secrets(text: str) -> str:
     return text
 
 
-class ContextThread(threading.Thread):
+class ContextThread(threading.Thread, ABC):
     """A daemon thread whose log lines have what was bound where it was made. Subclasses say in `work` what it does."""
 
     def __init__(self, name: str) -> None:
@@ -97,8 +98,8 @@ class ContextThread(threading.Thread):
     def run(self) -> None:
         self._context_of_maker.run(self.work)
 
-    def work(self) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def work(self) -> None: ...
 
 
 class _StandardError(logging.StreamHandler[Any]):

@@ -9,17 +9,20 @@ from pathlib import Path
 import pytest
 
 from api import errors
-from core import recipe, training_settings
+from core import baselines, block_settings, recipe, step_settings, training_settings
 from core.graph.onnx_constants import FOLDERS
 from core.graph.operators import READERS
+from core.sections import Section
+from core.steps import METHODS
 
 ROOT = Path(__file__).parent.parent
 PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("client/*.md")]
-SECTIONS = [
-    recipe.Recipe, recipe.FilterNorm, recipe.Target, recipe.Export, recipe.Requirements,
-    *(item for item in vars(training_settings).values()
-      if isinstance(item, type) and issubclass(item, training_settings.Section)),
-]  # fmt: skip
+SECTIONS = list(dict.fromkeys(
+    item
+    for module in (recipe, step_settings, block_settings, training_settings, baselines)
+    for name, item in vars(module).items()
+    if isinstance(item, type) and issubclass(item, Section) and not name.startswith("_")
+))  # fmt: skip
 
 
 @pytest.mark.parametrize("section", SECTIONS, ids=lambda section: section.__name__)
@@ -49,7 +52,7 @@ def test_every_operator_is_documented() -> None:
 
 
 def test_every_method_has_a_page() -> None:
-    for method in recipe.METHODS:
+    for method in METHODS:
         assert (ROOT / "docs" / "methods" / f"{method}.md").exists()
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +16,7 @@ from core.job import DatasetInput, JobInputs, ModelInput
 from core.pipeline import run
 from core.recipe import load_recipe, parse_recipe
 from core.report import LatencyRatio
+from tests.tiny_recipes import tiny
 
 ROOT = Path(__file__).parent.parent
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
@@ -28,6 +28,7 @@ def test_it_validates_and_describes_itself(path: Path) -> None:
     recipe = load_recipe(path.read_text())
     assert recipe.name == path.stem
     assert recipe.description
+    assert parse_recipe(recipe.model_dump(mode="json")) == recipe, "as the service gives it back, defaults and all"
 
 
 def _images(path: Path) -> DatasetInput:
@@ -48,22 +49,6 @@ def _autoencoder(path: Path) -> ModelInput:
     return ModelInput(path=path, sha256=hashlib.sha256(path.read_bytes()).hexdigest(), format="onnx")
 
 
-def _tiny(document: dict[str, Any]) -> dict[str, Any]:
-    """The same recipe with the fewest epochs; everything else as shipped."""
-    for step in document["steps"]:
-        if step["method"] == "train":
-            step["epochs"] = 1
-            continue
-        step["every_epochs"] = 1
-        step["ratio_per_round"] = 0.5
-        step["fine_tune"]["epochs"] = 1
-        step["target"].pop("max_accuracy_drop", None)  # one epoch of fine-tuning does not bring the accuracy back
-    for baseline in document.get("baselines", []):
-        if isinstance(baseline, dict):
-            baseline["scratch"]["budget"] = 1
-    return document
-
-
 def _by_bytes(original: Path, candidate: Path, inputs: object) -> LatencyRatio:
     """Stands for a measurement: whether a recipe runs must not depend on how busy this machine is."""
     ratio = candidate.stat().st_size / original.stat().st_size
@@ -73,7 +58,8 @@ def _by_bytes(original: Path, candidate: Path, inputs: object) -> LatencyRatio:
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_it_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("core.exports.measure_latency_ratio", _by_bytes)
-    recipe = parse_recipe(_tiny(yaml.safe_load(path.read_text())))
+    monkeypatch.setattr("core.comparison.LATENCY_SECONDS", 0.2)
+    recipe = parse_recipe(tiny(yaml.safe_load(path.read_text())))
     if recipe.task == "reconstruction":
         model, data = _autoencoder(tmp_path / "model.onnx"), _images(tmp_path / "data.npz")
     else:

@@ -40,7 +40,7 @@ from worker.workdir import CHECKPOINT_NAME, held_checkpoint, held_output, held_o
 
 RETRY_SECONDS = 1.0
 PATIENCE_SECONDS = 120.0
-MEDIA_TYPES = {".json": "application/json", ".md": "text/markdown; charset=utf-8"}
+MEDIA_TYPES = {".json": "application/json", ".md": "text/markdown; charset=utf-8", ".svg": "image/svg+xml"}
 Value = TypeVar("Value")
 
 log = structlog.get_logger("billhook.worker")

@@ -15,6 +15,7 @@ class NetworkSize:
     macs: int
     filters: int
     file_bytes: int
+    blocks: int = 0
 
 
 @dataclass(frozen=True)
@@ -35,13 +36,14 @@ class LayerCut:
 
 @dataclass(frozen=True)
 class StepCut:
-    """What a step of the recipe would remove: only the layers that it changes."""
+    """What a step of the recipe would remove: only the layers that it changes; residual blocks in their order."""
 
     step: int
     method: str
     rounds: int
     after: NetworkSize
     layers: tuple[LayerCut, ...]
+    blocks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

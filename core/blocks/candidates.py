@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 from core.graph.blocks import Block, find_blocks, innermost_residual
 from core.graph.bypass import obstacles
 from core.graph.network import Network
+from core.graph.replacing import successors
 
 
 @dataclass(frozen=True)
@@ -28,13 +28,20 @@ class Candidate:
     def name(self) -> str:
         return "+".join(self.names)
 
+    @property
+    def going(self) -> tuple[Block, ...]:
+        """The blocks that there are fewer of: itself, or all neighbours but the one that stands for them."""
+        return self.blocks[1:] or self.blocks
+
 
 class Candidates:
     """Of the network that a step is given, and of what is left of it later.
 
     Attributes:
         groups: of each group (blocks whose outputs have the same shape: a stage) its blocks, in execution order.
+        all: group of each block, in execution order.
         frozen: blocks that cannot go, with the reason.
+        neighbours: so many go at once, and one stands for them; 1: blocks go one by one.
     """
 
     def __init__(self, given: Network, neighbours: int = 1) -> None:
@@ -44,7 +51,8 @@ class Candidates:
         shapes = list(dict.fromkeys(block.output_shape for block in blocks))
         self._group = {block.own: f"group {shapes.index(block.output_shape) + 1}" for block in blocks}
         self._name = {block.own: block.name for block in blocks}
-        self._neighbours = neighbours
+        self.all = {block.name: self._group[block.own] for block in blocks}
+        self.neighbours = neighbours
         self.groups: dict[str, list[str]] = {}
         for block in blocks:
             self.groups.setdefault(self._group[block.own], []).append(block.name)
@@ -57,14 +65,29 @@ class Candidates:
 
     def of(self, network: Network, group: str | None = None) -> list[Candidate]:
         """What may go from `network`, in execution order; of one group where it is named."""
-        blocks = self.blocks(network)
         found = []
-        for start in range(len(blocks) - self._neighbours + 1):
-            chosen = blocks[start : start + self._neighbours]
-            groups = {self._group[block.own] for block in chosen}
-            if len(groups) == 1 and (group is None or group in groups) and _follow(chosen):
-                names = tuple(self._name[block.own] for block in chosen)
-                found.append(Candidate(tuple(chosen), names, groups.pop()))
+        for blocks in self._rows(network):
+            names = tuple(self._name[block.own] for block in blocks)
+            candidate = Candidate(tuple(blocks), names, self._group[blocks[0].own])
+            if group in (None, candidate.group):
+                found.append(candidate)
+        return found
+
+    def chains(self, network: Network) -> dict[str, list[list[Block]]]:
+        """Of each group the blocks of `network` that may go, those that follow one another in one list."""
+        blocks = self.blocks(network)
+        behind = self._behind(network, blocks)
+        found: dict[str, list[list[Block]]] = {group: [] for group in self.groups}
+        taken: set[str] = set()
+        for block in blocks:
+            if block.name in taken:
+                continue
+            chain, following = [], [block]
+            while following:
+                chain.append(following[0])
+                taken.add(following[0].name)
+                following = [other for other in behind[following[0].name] if other.name not in taken]
+            found[self._group[block.own]].append(chain)
         return found
 
     def left(self, network: Network) -> dict[str, int]:
@@ -74,24 +97,38 @@ class Candidates:
         ]
         return {group: there.count(group) for group in self.groups}
 
-    def turn(self, network: Network, round: int) -> str | None:
-        """The group whose turn it is after `round` rounds, the groups one after the other; one with nothing left is
-        passed over. None: nothing may go."""
+    def turn(self, network: Network, last: str | None) -> str | None:
+        """The group whose turn it is after the group `last`, or at the beginning; the groups come one after the other,
+        and one in which nothing may go is passed over. None: nothing may go."""
         names = list(self.groups)
-        order = [names[(round + step) % len(names)] for step in range(len(names))]
-        return next((name for name in order if self.of(network, name)), None)
+        start = 0 if last is None else names.index(last) + 1
+        left = {candidate.group for candidate in self.of(network)}
+        return next((name for name in [*names[start:], *names[:start]] if name in left), None)
 
+    def _rows(self, network: Network) -> list[list[Block]]:
+        """The blocks that may go, by themselves or so many neighbours of one group, in execution order of the first."""
+        blocks = self.blocks(network)
+        rows = [[block] for block in blocks]
+        behind = {} if self.neighbours == 1 else self._behind(network, blocks)
+        for _ in range(self.neighbours - 1):
+            rows = [[*row, other] for row in rows for other in behind[row[-1].name]]
+        return rows
 
-def _follow(blocks: Sequence[Block]) -> bool:
-    """Whether each one reads what the one in front of it gives, past an activation at most."""
-    return all(one.output_shape == other.input_shape for one, other in pairwise(blocks))
+    def _behind(self, network: Network, blocks: Sequence[Block]) -> dict[str, list[Block]]:
+        """Of each block, those of its group that read what it gives."""
+        group = {block.name: self._group[block.own] for block in blocks}
+        return {
+            name: [other for other in found if group[other.name] == group[name]]
+            for name, found in successors(network, blocks).items()
+        }
 
 
 def lowest(scores: Mapping[str, float], candidates: Sequence[Candidate], number: int) -> list[Candidate]:
-    """So many candidates with the least scores, no block in two of them; of equal ones the first in execution order."""
+    """So many candidates with the least scores, no block in two of them; of equal ones the first in `scores`."""
+    places = {name: place for place, name in enumerate(scores)}
     chosen: list[Candidate] = []
     taken: set[str] = set()
-    for candidate in sorted(candidates, key=lambda each: scores[each.name]):
+    for candidate in sorted(candidates, key=lambda each: (scores[each.name], places[each.name])):
         if len(chosen) < number and taken.isdisjoint(candidate.names):
             chosen.append(candidate)
             taken.update(candidate.names)

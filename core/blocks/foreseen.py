@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from core.blocks.candidates import Candidates
 from core.errors import Fault, NothingRemoved, TargetUnreachable
+from core.graph.blocks import Block
 from core.graph.bypass import without_blocks
 from core.graph.counts import Counts, count
 from core.graph.network import Network
@@ -17,7 +19,7 @@ def require_reachable(network: Network, known: Candidates, target: Goal, *, step
     reasons = "; ".join(f"{name} ({reason})" for name, reason in known.frozen.items()) or "none"
     if not known.of(network):
         raise NothingRemoved(f"no residual block of this network may go. Frozen: {reasons}")
-    smallest = without_blocks(network, [block.name for block in known.blocks(network)])
+    smallest = without_blocks(network, [block.name for block in _at_most(network, known)])
     missed = [result for result in target.results(target.present(smallest)) if not result.met]
     if not missed:
         return
@@ -27,43 +29,82 @@ def require_reachable(network: Network, known: Candidates, target: Goal, *, step
         for result in missed
     ]  # fmt: skip
     least = ", ".join(f"{result.name} {result.reached:.4g} (asked: {result.target:g})" for result in missed)
-    message = f"without any of its residual blocks there remain {least}. Frozen: {reasons}"
+    without = "without any of its residual blocks"
+    if known.neighbours > 1:
+        without = f"with {known.neighbours} neighbouring blocks replaced by one as often as there are so many"
+    message = f"{without} there remain {least}. Frozen: {reasons}"
     raise TargetUnreachable(message, faults=faults)
 
 
-def planned_rounds(network: Network, known: Candidates, target: Goal, *, per_round: int) -> list[int]:
+def planned_rounds(
+    network: Network, known: Candidates, target: Goal, *, per_round: int, equalise: bool = False
+) -> list[int]:
     """MACs at the start of each round that is expected until `target` holds (or no block may go), and after the last.
 
-    The groups are taken to lose blocks in turn, the last of each first; what `size` asks for is taken to go with the
-    parameters, a latency with the MACs. Only the progress and the places of `loops` depend on it.
+    The groups are taken to lose blocks in turn, the last of each first, and of neighbours those behind the first; with
+    `equalise` each round's are of one group. What `size` asks for is taken to go with the parameters, a latency with
+    the MACs. Only the progress and the places of `loops` depend on it.
     """
     counts = count(network)
     present = target.present(network)
     waiting: dict[str, list[Counts]] = {name: [] for name in known.groups}
     filters = {name: layer.channels for name, layer in counts.layers.items() if layer.kind.startswith("Conv")}
-    for candidate in known.of(network):
-        less = [
-            Counts(block.params, block.macs, sum(filters.get(name, 0) for name in block.own), 1, {})
-            for block in candidate.blocks
-        ]
-        waiting[candidate.group].append(less[0])
+    for group, chains in known.chains(network).items():
+        for chain in chains:
+            fewer, removals = _replacements(len(chain), known.neighbours)
+            ends = range(len(chain) - fewer * removals, len(chain), fewer)
+            waiting[group] += [_sum(chain[start : start + fewer], filters) for start in ends]
+    at_once = per_round if equalise else 1
     order = []
     while any(waiting.values()):
-        order += [found.pop() for found in waiting.values() if found]
+        for found in waiting.values():
+            if found:
+                order.append([found.pop() for _ in range(min(at_once, len(found)))])
+    in_order = [gone for several in order for gone in several]
+    rounds = order if equalise else [in_order[at : at + per_round] for at in range(0, len(in_order), per_round)]
     macs, size = [counts.macs], present.file_bytes
-    for start in range(0, len(order), per_round):
+    for round in rounds:
         if target.expected(present):
             break
-        for gone in order[start : start + per_round]:
+        for gone in round:
             left = replace(
                 present.counts,
                 params=present.counts.params - gone.params,
                 macs=present.counts.macs - gone.macs,
                 filters=present.counts.filters - gone.filters,
-                blocks=present.counts.blocks - 1,
+                blocks=present.counts.blocks - gone.blocks,
             )
             present = Present(left, None if size is None else size * left.params // max(1, counts.params))
             if target.expected(present):
                 break
         macs.append(present.counts.macs)
     return macs
+
+
+def _replacements(length: int, neighbours: int) -> tuple[int, int]:
+    """How many blocks go at once of a chain of `length`, and how often: all blocks one by one, or of so many neighbours
+    all but the first, until there are fewer of them left."""
+    return (1, length) if neighbours == 1 else (neighbours - 1, (length - 1) // (neighbours - 1))
+
+
+def _at_most(network: Network, known: Candidates) -> list[Block]:
+    """The blocks that go where everything goes that may. The first of a chain always stands for its neighbours; of the
+    others, of which some may be left, the largest are taken to go."""
+    found = []
+    for chains in known.chains(network).values():
+        for chain in chains:
+            fewer, removals = _replacements(len(chain), known.neighbours)
+            others = chain if known.neighbours == 1 else sorted(chain[1:], key=lambda block: -block.params)
+            found += others[: fewer * removals]
+    return found
+
+
+def _sum(blocks: Sequence[Block], filters: Mapping[str, int]) -> Counts:
+    """What goes with all of `blocks`."""
+    return Counts(
+        sum(block.params for block in blocks),
+        sum(block.macs for block in blocks),
+        sum(filters.get(name, 0) for block in blocks for name in block.own),
+        len(blocks),
+        {},
+    )

@@ -309,7 +309,7 @@ def _is_normalisation(module: fx.GraphModule, node: fx.Node) -> bool:
 
 
 def is_activation(module: fx.GraphModule, node: fx.Node) -> bool:
-    """Whether `node` belongs to the layer in front of it."""
+    """Whether the node is one of `ACTIVATIONS`, or a PReLU."""
     if node.op == "call_module":
         return isinstance(module.get_submodule(str(node.target)), torch.nn.PReLU)
     return node.target in ACTIVATIONS

@@ -176,10 +176,7 @@ def check_bypass(network: Network, entry: Mapping[str, Any], bypassed: Network, 
             raise _refused(f"{block.name}: {chosen.name}", removal)
         as_if_removed(reference, removal.propagation, removal.removed)
     elif block.path is not None:
-        end = copies[block.exit]
-        with graph.inserting_before(end):
-            zero = graph.call_function(torch.ops.aten.mul.Tensor, (source(end, block.path), 0.0))
-        end.args = tuple(zero if place == block.path else item for place, item in enumerate(end.args))
+        multiply_by_zero(copies[block.exit], block.path)
     else:
         end, entering = copies[block.exit], copies[block.entry]
         with graph.inserting_after(end):
@@ -189,6 +186,13 @@ def check_bypass(network: Network, entry: Mapping[str, Any], bypassed: Network, 
         end.replace_all_uses_with(passed, delete_user_cb=lambda user: user is not zero)
     reference.module.recompile()
     return check_against(_renewed(reference), bypassed, *inputs)
+
+
+def multiply_by_zero(end: fx.Node, path: int) -> None:
+    """Puts a multiplication by zero in front of operand `path` of an `add`."""
+    with end.graph.inserting_before(end):
+        zero = end.graph.call_function(torch.ops.aten.mul.Tensor, (source(end, path), 0.0))
+    end.args = tuple(zero if place == path else item for place, item in enumerate(end.args))
 
 
 def replay_bypass(network: Network, entry: Mapping[str, Any]) -> Network:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -52,6 +53,19 @@ def draw(module: nn.Module) -> bool:
     return True
 
 
+def renew(layers: Iterable[nn.Module], *, seed: int) -> None:
+    """New weights for some layers, in place, each as `draw` makes them, drawn on the CPU from `seed`. Where a tensor
+    lies and how it is laid out in memory stays."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for layer in layers:
+            fresh = copy.deepcopy(layer).to("cpu")
+            for parameter in fresh.parameters():
+                parameter.data = parameter.detach().clone(memory_format=torch.contiguous_format)
+            draw(fresh)
+            layer.load_state_dict(fresh.state_dict())
+
+
 def fan_in(layer: nn.Module) -> float:
     """How many inputs each output of a convolution is made of; of a transposed one, on average."""
     weight, kernel = layer.get_parameter("weight"), math.prod(layer.get_parameter("weight").shape[2:])
@@ -69,8 +83,13 @@ def reinitialised(network: Network, *, seed: int) -> tuple[Network, dict[str, An
 
 def replay_reinitialise(network: Network, entry: Mapping[str, Any]) -> Network:
     """A plan entry of kind "reinitialise". Raises `CutRefused` where it has no seed."""
+    return reinitialised(network, seed=seed_of(entry))[0]
+
+
+def seed_of(entry: Mapping[str, Any]) -> int:
+    """A plan entry's seed. Raises `CutRefused` where it has none."""
     seed = entry.get("seed")
     if type(seed) is not int or not 0 <= seed < 2**63:
         fault = Fault("/seed", f"{str(seed)[:60]!r} is no seed", "an integer from 0 to 2**63 - 1")
         raise CutRefused("the plan entry has no seed", faults=[fault])
-    return reinitialised(network, seed=seed)[0]
+    return seed

@@ -19,6 +19,7 @@ from core.graph.head import replay_head
 from core.graph.initialise import replay_reinitialise
 from core.graph.network import Network
 from core.graph.operators import MAKERS
+from core.graph.replacing import replay_replacement
 from core.graph.weights import replay_weights
 
 Operation = Callable[[Network, Mapping[str, Any]], Network]
@@ -27,6 +28,7 @@ OPERATIONS: Mapping[str, Operation] = {
     "bypass": replay_bypass,
     "insert": replay_insert,
     "merge": replay_merge,
+    "replace": replay_replacement,
     "reinitialise": replay_reinitialise,
     "head": replay_head,
 }
@@ -60,7 +62,7 @@ def channel_map(network: Network, plan: Sequence[Mapping[str, Any]]) -> dict[str
         if isinstance(layer, MAKERS):
             left[name] = np.arange(channels_of(layer))
     for entry in plan:
-        channels_gone = entry.get("layers", {}) if entry.get("op") in ("cut", "bypass") else {}
+        channels_gone = entry.get("layers", {}) if entry.get("op") in ("cut", "bypass", "replace") else {}
         for name, channels in channels_gone.items():
             left[name] = np.delete(left[name], channels)
         for name in entry.get("removed", ()):

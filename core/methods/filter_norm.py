@@ -34,7 +34,7 @@ Refuses
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any, Literal
@@ -72,6 +72,7 @@ from core.targets import Goal, Present
 from core.training.memory_format import images_channels_last
 from core.training.policies import FineTuning, expected_trainings
 from core.training.port import TrainerPort
+from core.training.rewinding import Origins
 from core.training.vicinity import changed_layers
 from core.training_settings import FineTune
 
@@ -98,6 +99,7 @@ def filter_norm(
     step: int = 0,
     seed: int = 0,
     like: Sequence[Mapping[str, int]] | None = None,
+    initial: Callable[[], Network] | None = None,
 ) -> Outcome:
     """Prunes `network` in rounds until `target` holds, fine-tuning by the policy of `fine_tune`. See the top of this
     file.
@@ -109,6 +111,7 @@ def filter_norm(
         step: index of the step in the recipe, for the names of events.
         seed: of random scores, and of noise on weights.
         like: for the control `random`: how many units of which group go in each round, in place of shares and target.
+        initial: for `rewind`, see `core.training.rewinding.Origins`.
         The others are the recipe's (`core.recipe.FilterNorm`).
 
     Raises `NothingRemoved`, `TargetUnreachable`; `ExactnessFailed` if a cut is not exact; `TrainingDiverged`.
@@ -160,6 +163,7 @@ def filter_norm(
         rounds=run.round + len(rounds) - 1,
         round_epochs=every_epochs,
         accuracy=run.front[0].validation_accuracy or 0.0,
+        origins=Origins(given, initial),
     )
     guard = Guard(target, state=state.scope("guard"))
     to_come = tuning.expect(rounds[1:], done=run.round)

@@ -7,15 +7,17 @@ from dataclasses import dataclass
 
 import torch
 
-from core.block_settings import Saliency
+from core.block_settings import Racing, Saliency
 from core.blocks.candidates import Candidate
 from core.data.augment import seeded
 from core.data.datasets import Dataset
 from core.data.source import SplitName
+from core.events import Emit
 from core.graph.network import Network
 from core.graph.operators.convolution import CONVOLUTIONS
 from core.saliency.block_activations import activation_change, activation_change_plus_one, activation_mean
 from core.saliency.block_gradient import block_gradient, block_gradient_max
+from core.saliency.block_oracle import oracle
 from core.saliency.block_probe import linear_probe
 from core.training.port import TrainerPort
 
@@ -28,19 +30,27 @@ class Scoring:
         network: the present one; it is left as it is.
         candidates: in execution order.
         split: the images, not augmented.
-        batches: how many minibatches of them a gradient is of; None: all.
         round: rounds done.
         seed: of the step.
+        emit, step: where what happens is told; index of the step in the recipe.
+        batches: how many minibatches of the images a gradient is of; None: all.
+        cache_mib, racing: of the oracle, see `core.block_settings.BlockRemoval`.
+        goes: candidates that go before the next scoring, at most.
     """
 
     network: Network
     candidates: Sequence[Candidate]
     data: Dataset
     split: SplitName
-    batches: int | None
     trainer: TrainerPort
     round: int
     seed: int
+    emit: Emit
+    step: int = 0
+    batches: int | None = None
+    cache_mib: int = 256
+    racing: Racing | None = None
+    goes: int = 1
 
 
 def weights_mean(scoring: Scoring) -> dict[str, float]:
@@ -65,6 +75,7 @@ def random(scoring: Scoring) -> dict[str, float]:
 
 
 SALIENCIES: Mapping[Saliency, Callable[[Scoring], dict[str, float]]] = {
+    "oracle": oracle,
     "activation_change": activation_change,
     "activation_change_plus_one": activation_change_plus_one,
     "activation_mean": activation_mean,
@@ -74,4 +85,4 @@ SALIENCIES: Mapping[Saliency, Callable[[Scoring], dict[str, float]]] = {
     "weights_mean": weights_mean,
     "random": random,
 }
-"""By the recipe's `saliency`: the score of each candidate, by its name."""
+"""By the recipe's `saliency`: the score of each candidate, by its name. Of equal scores the first one goes first."""

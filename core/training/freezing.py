@@ -13,11 +13,12 @@ from core.training_settings import Training
 
 def unfrozen(network: Network, training: Training) -> list[str]:
     """Names of the parameters that `training` does not leave alone, in the network's order."""
-    frozen: set[int] = set()
-    if training.freeze == "classifier":
-        layers = network.layers()
-        frozen = {id(item) for name in classifier_layers(network) for item in layers[name].parameters()}
-    return [name for name, parameter in network.named_parameters() if id(parameter) not in frozen]
+    if training.freeze == "none":
+        return [name for name, _ in network.named_parameters()]
+    layers = network.layers()
+    classifier = {id(item) for name in classifier_layers(network) for item in layers[name].parameters()}
+    trains = training.freeze == "body"
+    return [name for name, parameter in network.named_parameters() if (id(parameter) in classifier) == trains]
 
 
 def trained_parameters(
@@ -37,7 +38,8 @@ def trained_parameters(
     if not found[0]:
         near = "" if moving is None else " that lies near the wound"
         expected = "none" if moving is None else "none, or more blocks left and right of it in local"
-        fault = Fault("/training/freeze", f"the classifier is all that the network has{near}", expected)
+        there = "no classifier is" if training.freeze == "body" else "the classifier is all"
+        fault = Fault("/training/freeze", f"{there} that the network has{near}", expected)
         if training.freeze == "none":
             fault = Fault("/steps", "no layer is left near what was taken out", "more blocks left and right in local")
         raise RecipeInvalid("nothing is left to be trained", faults=[fault])

@@ -15,8 +15,9 @@ from core.state import State
 from core.targets import ROUNDING
 from core.training.freezing import left_alone, unfrozen
 from core.training.port import FitResult, TrainerPort
+from core.training.rewinding import Origins
 from core.training.seeds import derived_seed
-from core.training.vicinity import Units, Vicinity
+from core.training.vicinity import Units, Vicinity, changed_layers
 from core.training.weight_noise import add_weight_noise
 from core.training_settings import FineTune, Moments
 
@@ -85,7 +86,9 @@ class FineTuning:
         rounds: planned; what an earlier attempt planned is kept.
         units: of the network that the step begins with, for `local`; None: it takes no layer out, and whatever is
             fine-tuned has the same.
+        origins: what `rewind` goes back to; needed where it does.
         round_epochs: that a round itself trains, before its cut.
+        tuning_epochs: that the method trains in front of each fine-tuning; not with `low`.
         accuracy: on validation, of the network that the step begins with.
     """
 
@@ -100,7 +103,9 @@ class FineTuning:
         rounds: int,
         accuracy: float,
         round_epochs: int = 0,
+        tuning_epochs: int = 0,
         units: Units | None = None,
+        origins: Origins | None = None,
     ) -> None:
         self._settings = settings
         self._trainer = trainer
@@ -108,7 +113,9 @@ class FineTuning:
         self._step = step
         self._seed = seed
         self._round_epochs = round_epochs
+        self._tuning_epochs = tuning_epochs
         self._units = units
+        self._origins = origins
         if "rounds" not in state:
             state.put(rounds=rounds, reference=accuracy, due=None, whole=0, wanted=0, given=0, wound=[])
 
@@ -143,8 +150,12 @@ class FineTuning:
     def _share(self, epochs: int, *, round: int, last: bool) -> int:
         rounds = 0 if last else max(1, self.rounds - round)  # there is one more at least, whatever was planned
         to_come = self.expect([0] * rounds, done=round)
+        tunings = len(to_come) + bool(epochs)
         return self._trainer.budget.share(
-            epochs, rounds=rounds * self._round_epochs, to_come=sum(number for number, _ in to_come), least=int(last)
+            epochs,
+            rounds=rounds * self._round_epochs + tunings * self._tuning_epochs,
+            to_come=sum(number for number, _ in to_come),
+            least=int(last),
         )
 
     def expect(self, macs: Sequence[int], *, done: int) -> list[tuple[int, int]]:
@@ -162,12 +173,16 @@ class FineTuning:
     ) -> FitResult:
         """Does what is due; the caller saves afterwards. Goes on where an earlier attempt left it.
 
-        on_epoch, plan: see `TrainerPort.fit`.
+        on_epoch, plan: see `TrainerPort.fit`. Where `rewind` says so a whole fine-tuning begins with other weights.
         """
         due = self.due
         assert due is not None, "nothing is due"
         label = f"fine_tune/{self._step}" + ("" if last else f"/round/{due.round}")
         state, training = self._state.scope("fit"), self._settings.resolved(self._trainer.training)
+        if self._rewinds(due) and "weights" not in state:
+            assert self._origins is not None, "nothing to go back to"
+            self._origins.set_back(network, self._settings.rewind, plan)
+            self._trainer.recalibrate(network, label=f"{label}/rewind")
         near = self._vicinity(network, due)
         if self._settings.noise is not None and "weights" not in state:  # else an earlier attempt has trained on
             trained = set(unfrozen(network, training))
@@ -194,7 +209,13 @@ class FineTuning:
         local = self._settings.local
         if local is None or (due.whole and local.fine_tunings == "low"):
             return None
-        return Vicinity(network, self._state["wound"], local, self._units)
+        wound = self._state["wound"]
+        if self._rewinds(due) and self._origins is not None:  # what was healed since is open again
+            wound = changed_layers(self._origins.trained, network)
+        return Vicinity(network, wound, local, self._units)
+
+    def _rewinds(self, due: Due) -> bool:
+        return due.whole and self._settings.rewind != "last"
 
     def cut_short(self) -> list[str]:
         """A warning where a budget of epochs has left the fine-tunings less than they would have taken."""

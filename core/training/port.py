@@ -56,6 +56,16 @@ class ParameterGroup:
     weight_decay: float | None = None
 
 
+@dataclass(frozen=True)
+class Moment:
+    """What a training is about to do: epoch `epoch` of `epochs`, from 1; batch `step` of it, from 0; its validation."""
+
+    what: Literal["epoch", "batch", "validation"]
+    epoch: int
+    epochs: int
+    step: int = 0
+
+
 class TrainerPort(Protocol):
     plan: Sequence[Mapping[str, Any]]
     """What the steps before this one did to the original."""
@@ -82,6 +92,7 @@ class TrainerPort(Protocol):
         epochs: int,
         label: str,
         state: State,
+        before: Callable[[Moment], None] | None = None,
         on_batch: Callable[[Network], None] | None = None,
         on_epoch: Callable[[dict[str, Any]], None] | None = None,
         restore_best: bool | None = None,
@@ -97,6 +108,10 @@ class TrainerPort(Protocol):
 
     def expect(self, part: str, trainings: Sequence[tuple[int, int]]) -> None:
         """Tells the progress what is still to come in `part`: (epochs, the network's MACs) of each training."""
+
+    def expect_scoring(self, part: str, scorings: Sequence[tuple[int, int]]) -> None:
+        """Tells the progress what is still to be looked at in `part` to score what may go: (images through a network
+        without gradients, the network's MACs) of each scoring."""
 
     def resumed(self, cost: Cost) -> None:
         """Tells the progress and the budget what was spent before."""

@@ -21,7 +21,7 @@ from core.events import Emit
 from core.graph.batch_norm import recalibrate
 from core.graph.counts import count
 from core.graph.network import Network
-from core.progress import TRAINING_PASSES, Progress
+from core.progress import SCORING, TRAINING_PASSES, Progress
 from core.report import Cost
 from core.state import State
 from core.tasks.classification import Classification
@@ -34,7 +34,7 @@ from core.training.freezing import trained_only, trained_parameters
 from core.training.losses import check_losses, distils
 from core.training.memory_format import images_channels_last, to_channels_last
 from core.training.mixing import mixed
-from core.training.port import FitResult, ParameterGroup, Score, SplitName, add_costs
+from core.training.port import FitResult, Moment, ParameterGroup, Score, SplitName, add_costs
 from core.training.schedules import Place, momentum_at, rate_factor
 from core.training.seeds import derived_seed
 from core.training.stepping import Stepping
@@ -101,6 +101,7 @@ class Trainer:
         epochs: int,
         label: str,
         state: State,
+        before: Callable[[Moment], None] | None = None,
         on_batch: Callable[[Network], None] | None = None,
         on_epoch: Callable[[dict[str, Any]], None] | None = None,
         restore_best: bool | None = None,
@@ -114,9 +115,10 @@ class Trainer:
         the last ones.
 
         `state` is this training's own scope; if it holds an earlier attempt at the training called `label`, that is
-        continued. `on_batch(network)` is called after every optimizer step, `on_epoch(record)` after every epoch before
-        a checkpoint is written, so that what the caller puts into its state there belongs to the same moment; its
-        `last` says whether it is the last one.
+        continued. `before(moment)` is called in front of every epoch, every batch and every validation,
+        `on_batch(network)` after every optimizer step, `on_epoch(record)` after every epoch before a checkpoint is
+        written, so that what the caller puts into its state there belongs to the same moment; its `last` says whether
+        it is the last one.
         `moving(n, epochs)` names the parameters that epoch n trains, never fewer than the epoch before; None: all.
         `penalty(network)`, a number, is added to the loss of every step; `groups` have rates of their own. `plan`: what
         this step of the recipe has done to the network so far; feature matching goes by it.
@@ -147,6 +149,8 @@ class Trainer:
                 )
                 break
             started = self._clock()
+            if before is not None:
+                before(Moment("epoch", epoch, epochs))
             with trained_only(network, trained[epoch - 1]), forward.holds(network, trained[epoch - 1]):
                 rate, loss, accuracy, parts = self._train(
                     network,
@@ -158,8 +162,11 @@ class Trainer:
                     macs=counts.macs,
                     records=fit.epochs,
                     extras=extras,
+                    before=before,
                     on_batch=on_batch,
                 )
+            if before is not None:
+                before(Moment("validation", epoch, epochs))
             score = self.evaluate(network, "validation", macs=counts.macs)
             if not math.isfinite(score.loss):
                 raise TrainingDiverged(
@@ -259,6 +266,11 @@ class Trainer:
             passes += epochs * per_epoch * macs / self._original_macs
         self._progress.expect(self._prefix + part, passes=passes)
 
+    def expect_scoring(self, part: str, scorings: Sequence[tuple[int, int]]) -> None:
+        """See `TrainerPort.expect_scoring`."""
+        passes = sum(images * macs for images, macs in scorings) / self._original_macs
+        self._progress.expect(f"{self._prefix}{part}/{SCORING}", passes=passes)
+
     def resumed(self, cost: Cost) -> None:
         """See `TrainerPort.resumed`."""
         self._progress.credit(cost.seconds)
@@ -284,6 +296,7 @@ class Trainer:
         macs: int,
         records: Sequence[dict[str, Any]],
         extras: Mapping[str, Callable[[torch.Tensor], torch.Tensor]],
+        before: Callable[[Moment], None] | None,
         on_batch: Callable[[Network], None] | None,
     ) -> tuple[float, float, float, dict[str, float]]:
         """One epoch. Returns the rate at its first batch, and averaged over it as it went loss, accuracy, and what each
@@ -308,6 +321,8 @@ class Trainer:
             device=self._device,
         )
         for step, (images, labels) in enumerate(batches):
+            if before is not None:
+                before(Moment("batch", epoch, epochs, step))
             place = Place((epoch - 1) * steps + step, steps, epochs, records)
             rates.append(stepping.begin(rate_factor(training, place), momentum_at(training.schedule, place)))
             mix = mixed(images, labels, training.augment, seed=derived_seed(seed, f"mix/{epoch}/{step}"), layout=layout)

@@ -25,7 +25,7 @@ from core.tasks.task import Task, run
 from core.training.budget import EpochsBudget
 from core.training.freezing import trained_parameters
 from core.training.memory_format import images_channels_last, to_channels_last
-from core.training.port import FitResult, ParameterGroup, Score, SplitName
+from core.training.port import FitResult, Moment, ParameterGroup, Score, SplitName
 from core.training.seeds import derived_seed
 from core.training_settings import Augmentation, Training
 
@@ -112,6 +112,7 @@ class Untrained:
         epochs: int,
         label: str,
         state: State,
+        before: Callable[[Moment], None] | None = None,
         on_batch: Callable[[Network], None] | None = None,
         on_epoch: Callable[[dict[str, Any]], None] | None = None,
         restore_best: bool | None = None,
@@ -120,7 +121,8 @@ class Untrained:
         groups: Sequence[ParameterGroup] = (),
         plan: Sequence[Mapping[str, Any]] = (),
     ) -> FitResult:
-        """Books a training. `on_batch` is called for some images of train; `on_epoch` is not: there was none.
+        """Books a training. `on_batch` is called for some images of train; `before` and `on_epoch` are not: there
+        was no epoch.
 
         Raises `RecipeInvalid` where nothing would be left to be trained.
         """
@@ -159,6 +161,9 @@ class Untrained:
 
     def expect(self, part: str, trainings: Sequence[tuple[int, int]]) -> None:
         """Nothing: what is booked is told in the end."""
+
+    def expect_scoring(self, part: str, scorings: Sequence[tuple[int, int]]) -> None:
+        """Nothing: the estimate has it by itself."""
 
     def resumed(self, cost: Cost) -> None:
         """Nothing: there is no earlier attempt at a dry run."""

@@ -58,8 +58,8 @@ def a_report() -> Report:
     )  # fmt: skip
     score = SplitScore(images=360, accuracy=0.98, loss=0.1)
     variant = Variant(
-        validation=score, test=score, train=score, params=1000, macs=10_000, filters=10, file_bytes=4000, opset=17,
-        sha256="0" * 64, latency=[latency],
+        validation=score, test=score, train=score, params=1000, macs=10_000, filters=10, blocks=0,
+        file_bytes=4000, opset=17, sha256="0" * 64, latency=[latency],
         memory=Memory(peak_memory_bytes=10**6, noise_bytes=10**4, samples_bytes=[10**8], empty_samples_bytes=[10**8]),
     )  # fmt: skip
     return Report(

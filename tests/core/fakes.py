@@ -20,7 +20,7 @@ from core.report import Cost
 from core.state import State
 from core.tasks import Classification, Task
 from core.training.budget import EpochsBudget
-from core.training.port import FitResult, ParameterGroup, Score, SplitName
+from core.training.port import FitResult, Moment, ParameterGroup, Score, SplitName
 from core.training_settings import Training
 
 
@@ -71,6 +71,7 @@ class ScriptedTrainer:
         self.moving: list[list[list[str]] | None] = []
         self.labels: list[tuple[str, int]] = []
         self.expected: list[list[tuple[int, int]]] = []
+        self.scorings: list[list[tuple[int, int]]] = []
         self.recalibrated: list[str] = []
         self._accuracies = iter(accuracies)
         self._steps = steps
@@ -84,6 +85,7 @@ class ScriptedTrainer:
         epochs: int,
         label: str,
         state: State,
+        before: Callable[[Moment], None] | None = None,
         on_batch: Callable[[Network], None] | None = None,
         on_epoch: Callable[[dict[str, Any]], None] | None = None,
         restore_best: bool | None = None,
@@ -97,13 +99,17 @@ class ScriptedTrainer:
         self.budget.spent += epochs
         self.labels.append((label, epochs))
         network.train()
-        for _ in range(epochs):
+        told = before or (lambda moment: None)
+        for epoch in range(1, epochs + 1):
+            told(Moment("epoch", epoch, epochs))
             for seed in range(self._steps):
+                told(Moment("batch", epoch, epochs, seed))
                 if self._forward:
                     with torch.no_grad():
                         network(network.example_input(batch=2, seed=seed))
                 if on_batch is not None:
                     on_batch(network)
+            told(Moment("validation", epoch, epochs))
             if on_epoch is not None:
                 on_epoch({})
         network.eval()
@@ -121,6 +127,9 @@ class ScriptedTrainer:
 
     def expect(self, part: str, trainings: Sequence[tuple[int, int]]) -> None:
         self.expected.append(list(trainings))
+
+    def expect_scoring(self, part: str, scorings: Sequence[tuple[int, int]]) -> None:
+        self.scorings.append(list(scorings))
 
     def resumed(self, cost: Cost) -> None:
         self.budget.spent += cost.epochs

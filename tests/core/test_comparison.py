@@ -46,7 +46,7 @@ def memory(peak: int, noise: int = 0) -> Memory:
 def variant(*, accuracy: float = 0.98, images: int = 100, **changes: Any) -> Variant:
     score = SplitScore(images=images, accuracy=accuracy, loss=0.1)
     fields: dict[str, Any] = {
-        "validation": score, "test": score, "train": score, "params": 1000, "macs": 2000, "filters": 30,
+        "validation": score, "test": score, "train": score, "params": 1000, "macs": 2000, "filters": 30, "blocks": 0,
         "file_bytes": 4000, "opset": 17, "sha256": "0" * 64, "latency": [latency(2.0)], "memory": memory(5000),
     }  # fmt: skip
     return Variant(**(fields | changes))

@@ -268,4 +268,5 @@ def test_what_makes_no_sense(changes: dict[str, Any], said: str) -> None:
 
 def test_what_makes_sense() -> None:
     parse_recipe({"head": "replace", "steps": [TRAIN | {"freeze": "classifier"}, TRAIN, PRUNE]})
+    parse_recipe({"head": "replace", "steps": [TRAIN | {"freeze": "body"}, PRUNE]})
     parse_recipe({"head": "replace", "training": {"distill": {}}, "steps": [TRAIN | {"distill": {"weight": 0}}, PRUNE]})

@@ -187,7 +187,7 @@ def test_spans_are_shares_or_epochs() -> None:
         ({"precision": "float64"}, "/training/precision", "'float32', 'bfloat16' or 'float16'"),
         ({"compile": 1}, "/training/compile", "true or false"),
         ({"distill": {"features": -1}}, "/training/distill/features", "at least 0"),
-        ({"freeze": "all"}, "/training/freeze", "'none' or 'classifier'"),
+        ({"freeze": "all"}, "/training/freeze", "'none', 'classifier' or 'body'"),
         ({"clip_norm": -1}, "/training/clip_norm", "at least 0"),
         ({"label_smoothing": 1.0}, "/training/label_smoothing", "below 1"),
     ],

@@ -79,14 +79,18 @@ def test_what_a_target_asks_for_is_told_of_every_network() -> None:
             targets=[TargetResult(name="step/0/latency", target=0.6, reached=0.5, met=False, low=0.45, high=0.62)],
         )
     )
+    heads = "| step | round | parameters | MACs | filters | blocks | file, bytes | latency ratio (95 %) |"
     for row in (
         "| target step/0/latency | at most 0.6 | 0.5 (0.45 to 0.62, 95 %) | **no** |",
-        "| step | round | parameters | MACs | filters | file, bytes | latency ratio (95 %) | validation accuracy |",
-        "| 0 | 0 | 1,000 | 2,000 | 30 | 4,321 | – | – |",
-        "| 0 | 1 | 1,000 | 2,000 | 30 | 4,321 | 0.500 (0.450 to 0.620) | – |",
+        f"{heads} validation accuracy |",
+        "| 0 | 0 | 1,000 | 2,000 | 30 | 9 | 4,321 | – | – |",
+        "| 0 | 1 | 1,000 | 2,000 | 30 | 9 | 4,321 | 0.500 (0.450 to 0.620) | – |",
     ):
         assert row in text
-    assert "| step | round | parameters | MACs | filters | validation accuracy |" in to_markdown(report())
+    assert "| step | round | parameters | MACs | filters | blocks | validation accuracy |" in to_markdown(report())
+    plain = to_markdown(report(front=[point.model_copy(update={"blocks": 0, "file_bytes": None})]))
+    assert "| step | round | parameters | MACs | filters | validation accuracy |" in plain
+    assert "residual blocks" not in plain
 
 
 def test_everything_of_the_report_is_in_it() -> None:
@@ -101,7 +105,7 @@ def test_everything_of_the_report_is_in_it() -> None:
         "| requirement accuracy_drop | <= 0.02 | 0.01 | yes |",
         "| parity/export | 1e-07 | 1e-05 | 32 | yes |",
         "| `fc` | the channels of a model output stay | output | `fc` |",
-        "| 0 | 0 | 1,000 | 2,000 | 30 | – |",
+        "| 0 | 0 | 1,000 | 2,000 | 30 | 9 | – |",
         "| 3 (2) | 3,000 (2,000) | 300 | 12.5 |",
         "| model, sha256 | `abc` |",
         "| dataset (digits), sha256 | `built in` |",

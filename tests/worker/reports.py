@@ -6,7 +6,7 @@ from typing import Any
 
 _SCORE = {"images": 360, "accuracy": 0.5, "loss": {"$float": "nan"}}
 _VARIANT = {
-    "validation": _SCORE, "test": _SCORE, "train": _SCORE, "params": 10, "macs": 10, "filters": 1,
+    "validation": _SCORE, "test": _SCORE, "train": _SCORE, "params": 10, "macs": 10, "filters": 1, "blocks": 0,
     "file_bytes": 9, "sha256": "0" * 64, "latency": [], "memory": None, "opset": 17,
 }  # fmt: skip
 REPORT: dict[str, Any] = {
@@ -33,7 +33,7 @@ DATASET_SUMMARY: dict[str, Any] = {
     "images": 2, "classes": ["a", "b"], "image_shape": [1, 8, 8],
     "splits": {"train": {"images": 2, "per_class": {"a": 1, "b": 1}}},
 }  # fmt: skip
-_SIZE = {"params": 10, "macs": 10, "filters": 1, "file_bytes": 9}
+_SIZE = {"params": 10, "macs": 10, "filters": 1, "blocks": 0, "file_bytes": 9}
 DRY_RUN: dict[str, Any] = {
     "version": 1, "original": _SIZE, "pruned": {**_SIZE, "params": 5}, "ratios": {"params_ratio": 0.5},
     "latency": {"ratio": 0.5, "low": 0.4, "high": 0.6, "windows": 6, "original_ms": 2.0, "candidate_ms": 1.0},

@@ -19,6 +19,9 @@ def dry_run(report: DryRunReport) -> RenderableType:
         missed = [each for each in report.raw.get("targets", []) if not each.get("met", True)]
         told = ", ".join(f"{each['name']} {each['reached']:.4g}, asked {each['target']:g}" for each in missed)
         lines.append(f"the recipe's target would not be met{': ' if told else ''}{told}")
+    lines += [
+        f"step {each.step} removes, in this order: {', '.join(each.blocks)}" for each in report.steps if each.blocks
+    ]
     lines += _cost(report.estimate)
     lines += [f"assumed: {each}" for each in report.assumptions]
     lines += [f"warning: {each}" for each in report.warnings]
@@ -69,6 +72,8 @@ def _totals(report: DryRunReport) -> Table:
     for name, label in (("params", "parameters"), ("macs", "MACs"), ("filters", "filters")):
         row = (f"{getattr(old, name):,}", f"{getattr(new, name):,}")
         table.add_row(label, *row, _ratio(report, name))
+    if old.blocks:
+        table.add_row("residual blocks", f"{old.blocks:,}", f"{new.blocks:,}", f"× {new.blocks / old.blocks:.3f}")
     table.add_row("file", size(old.file_bytes), size(new.file_bytes), _ratio(report, "file_bytes"))
     if report.latency is not None:
         found = report.latency

@@ -223,9 +223,10 @@ def download(
 ) -> None:  # fmt: skip
     """Download a file of a job and verify its checksum.
 
-    pruned.onnx, report.json, report.md, plan.json, weights.safetensors or
-    recipe.json. With pruned.onnx comes pruned.onnx.data where that holds the
-    weights: keep both in one folder. The target is replaced in one go once the checksum is right; a
+    pruned.onnx, report.json, report.md, plan.json, weights.safetensors,
+    recipe.json, or blocks.svg where blocks were removed. With pruned.onnx
+    comes pruned.onnx.data where that holds the weights: keep both in one
+    folder. The target is replaced in one go once the checksum is right; a
     broken connection is resumed.
     """
     with ProgressDisplay(session.err) as display:

@@ -160,7 +160,8 @@ def report(report: Report) -> RenderableType:
         for label, old, new in _scores(report, before, after, split):
             if old is not None and new is not None:
                 table.add_row(label, f"{old:.2%}", f"{new:.2%}", f"{100 * (new - old):+.2f} points")
-    for name, label in (("params", "parameters"), ("macs", "MACs"), ("filters", "filters")):
+    sizes = (("params", "parameters"), ("macs", "MACs"), ("filters", "filters"), ("blocks", "residual blocks"))
+    for name, label in sizes if _at(before, "blocks") else sizes[:3]:
         _row(table, label, _at(before, name), _at(after, name), "{:,}".format)
     _row(table, "file", _at(before, "file_bytes"), _at(after, "file_bytes"), size)
     for old, new in _latencies(before, after):

@@ -14,7 +14,7 @@ from core.graph.lowering import trace
 from core.graph.network import Network
 from core.saliency.block_scores import Scoring
 from core.training_settings import Training
-from tests.core.fakes import ScriptedTrainer, small_dataset
+from tests.core.fakes import Events, ScriptedTrainer, small_dataset
 
 NAMES = ("one", "two", "three")
 RELATIVE = 2e-5
@@ -91,6 +91,7 @@ def scoring_of(
         trainer=trainer,
         round=0,
         seed=seed,
+        emit=Events(),
     )
 
 

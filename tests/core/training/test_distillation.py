@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from core.data.datasets import Dataset
 from core.errors import RecipeInvalid
@@ -186,6 +187,30 @@ def test_a_frozen_classifier_stays(data: Dataset, tmp_path: Path) -> None:
     assert not any(torch.equal(before[key], network.state_dict()[key]) for key in others)
     assert result.cost.epoch_params == 2 * count(network).params
     assert all(parameter.requires_grad for parameter in network.parameters())
+
+
+@pytest.mark.parametrize("classifier_lr", [None, 0.05])
+def test_a_frozen_body_stays(classifier_lr: float | None, data: Dataset, tmp_path: Path) -> None:
+    """To the bit, statistics of its BatchNorms too; the classifier alone learns, in the same bits as by hand."""
+    torch.manual_seed(0)
+    network = trace(CifarResNet(8, num_classes=4, in_channels=1), (1, 8, 8), format="safetensors")
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    sgd = Sgd(lr=0.1 if classifier_lr is None else 0.7, momentum=0, nesterov=False, weight_decay=0,
+              classifier_lr=classifier_lr)  # fmt: skip
+    training = Training(optimizer=sgd, schedule=CONSTANT, batch_size=64, freeze="body")
+    fit(data, network, training, empty_state(tmp_path), epochs=1)
+    changed = {name for name, tensor in network.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert changed == {"fc.weight", "fc.bias"}
+    again = trace(CifarResNet(8, num_classes=4, in_channels=1).eval(), (1, 8, 8), format="safetensors")
+    again.load_state_dict(before)
+    images, labels = next(iter(data.batches("train", 64)))
+    functional.cross_entropy(again.eval()(images), labels).backward()
+    for name in sorted(changed):
+        rate = classifier_lr or 0.1
+        gradient = dict(again.named_parameters())[name].grad
+        assert gradient is not None
+        expected = before[name] - rate * gradient
+        assert torch.allclose(network.state_dict()[name], expected, atol=1e-5)
 
 
 def test_a_network_that_is_all_classifier_cannot_be_frozen(data: Dataset, tmp_path: Path) -> None:
