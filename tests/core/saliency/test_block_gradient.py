@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
+from bench.zoo import import_zoo
 from core.errors import RecipeInvalid
 from core.graph.architectures.cifar_resnet import PreActivationBlock, PreActivationResNet
 from core.graph.lowering import trace
 from core.recipe import parse_recipe
 from core.saliency.block_gradient import gradients
+from core.saliency.block_probe import linear_probe
 from core.saliency.block_scores import SALIENCIES
 from core.tasks import Imitation
 from tests.core.fakes import ScriptedTrainer, small_dataset
@@ -139,19 +142,39 @@ def test_the_original_that_imitates_itself_has_no_gradient() -> None:
         parse_recipe({**document, "weights": "mdl_abc"})
 
 
-def test_a_pre_activation_network() -> None:
-    """Its residual paths end in a convolution without bias, of whose weights a mask is a factor: Σ w · ∂loss/∂w."""
+def pre_activation() -> nn.Module:
+    return PreActivationResNet(20, PreActivationBlock, num_classes=4, in_channels=3)
+
+
+def mobilenet() -> nn.Module:
+    try:
+        models = import_zoo("torchvision.models")
+    except ImportError as error:
+        pytest.skip(str(error))
+    module: nn.Module = models.mobilenet_v2(num_classes=4, width_mult=0.25)
+    return module
+
+
+@pytest.mark.parametrize(("make", "blocks"), [(pre_activation, 9), (mobilenet, 11)])
+def test_other_networks(make: Callable[[], nn.Module], blocks: int) -> None:
+    """Of what a residual path ends in, a convolution without bias or a BatchNorm, a mask is a factor: Σ p · ∂loss/∂p
+    over its parameters p."""
     torch.manual_seed(0)
-    module = PreActivationResNet(20, PreActivationBlock, num_classes=4, in_channels=1).train()
+    module = make().train()
     with torch.no_grad():
         for _ in range(3):
-            module(torch.randn(16, 1, 8, 8))
-    scoring = scoring_of(trace(module.eval(), (1, 8, 8)))
+            module(torch.randn(16, 3, 32, 32))
+    scoring = scoring_of(trace(module.eval(), (3, 32, 32)), data=small_dataset(images=32, size=32, channels=3))
     found = gradients(scoring)
     images, labels = images_of(scoring.data)
-    module.double()
-    functional.cross_entropy(module(images.double()), labels).backward()
-    weights = {name: module.get_submodule(name).conv2.weight for name in found}
-    expected = {name: (weight * weight.grad).sum().item() for name, weight in weights.items()}
-    assert len(expected) == 9
+    module.zero_grad()
+    images = images.contiguous(memory_format=torch.channels_last)  # a ReLU of almost nothing falls as the layout has it
+    functional.cross_entropy(module(images), labels).backward()
+    expected = {}
+    for candidate in scoring.candidates:
+        (block,) = candidate.blocks
+        last = module.get_submodule(block.own[-1])
+        expected[candidate.name] = sum((each * each.grad).sum().item() for each in last.parameters())
+    assert len(found) == blocks
     assert found == pytest.approx(expected, rel=1e-3)
+    assert len(linear_probe(scoring)) == blocks
