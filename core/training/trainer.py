@@ -244,6 +244,7 @@ class Trainer:
 
     def recalibrate(self, network: Network, *, label: str) -> int:
         """BatchNorm statistics from `sample`."""
+        to_channels_last(network)  # as after a training: a resumed run has read it from a checkpoint
         return recalibrate(network, self.sample(network, label=label))
 
     def sample(self, network: Network, *, label: str) -> Iterator[torch.Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from itertools import pairwise
@@ -13,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from bench.live_bytes import LiveBytes
 from core.graph.architectures.cifar_resnet import CifarResNet, PreActivationBlock, PreActivationResNet
 from core.graph.blocks import Block, find_blocks, innermost_residual
 from core.graph.bypass import obstacles, without_blocks
@@ -27,35 +26,6 @@ from tests.core.graph.onnx_texts import model, saved
 from tests.core.graph.topologies import SHAPE, seeded, topology
 
 SHARINGS: tuple[Sharing, ...] = get_args(Sharing)
-
-
-class LiveBytes(TorchDispatchMode):
-    """The most bytes of memory that tensors made meanwhile hold at once."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.most = 0
-        self._known: dict[int, Any] = {}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for tensor in result if isinstance(result, tuple | list) else [result]:
-            if isinstance(tensor, Tensor):
-                self._made(tensor.untyped_storage())
-        return result
-
-    def _made(self, storage: torch.UntypedStorage) -> None:
-        key, size = storage._cdata, storage.nbytes()
-        if key in self._known:
-            return
-        self.now += size
-        self.most = max(self.most, self.now)
-
-        def gone() -> None:
-            del self._known[key]
-            self.now -= size
-
-        self._known[key] = weakref.finalize(storage, gone)
 
 
 class Residual(nn.Module):
