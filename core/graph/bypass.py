@@ -75,7 +75,13 @@ def without_blocks(network: Network, names: Sequence[str]) -> Network:
         if (reason := asking.block(block)) is not None:
             raise _refused(block.name, reason)
         _go_round(block, nodes)
-    return _without_dead(smaller)
+    smaller = _without_dead(smaller)
+    if not smaller.layers():
+        raise _refused(", ".join(names), NOTHING_LEFT)
+    for node in smaller.output_nodes():
+        if node.op == "placeholder" and node.name not in {given.name for given in network.output_nodes()}:
+            raise _refused(", ".join(names), f"an output would be the input {node.name!r} as it came")
+    return smaller
 
 
 def _of(known: Mapping[str, Block], name: str) -> Block:
