@@ -131,10 +131,10 @@ def test_one_number_stands_for_all_channels() -> None:
          "must be a share of the original's as a float between 0 and 1: milliseconds would be another target on each "
          "machine", None),
         ({"steps": [{"method": "filter_norm", "target": {"max_accuracy_drop": 0.1}}]}, "/steps/0/target",
-         "needs at least one of params, macs, filters, size, latency; max_accuracy_drop is a guard beside them", None),
-        ({"steps": [{"method": "filter_norm", "target": {"blocks": 0.5}}]}, "/steps/0/target/blocks",
-         "unknown field 'blocks', or one that is not built yet",
-         "one of filters, latency, macs, max_accuracy_drop, params, size"),
+         "needs at least one of params, macs, filters, blocks, size, latency; max_accuracy_drop is a guard beside them",
+         None),
+        ({"steps": [{"method": "filter_norm", "target": {"blocks": 0.5}}]}, "/steps/0",
+         "filter_norm removes no blocks: target.blocks is of method: block_removal", None),
         ([], "", "a recipe is an object, not a list", "an object with the field steps"),
     ],
 )  # fmt: skip
