@@ -11,6 +11,9 @@ Differs from the thesis
 - Blocks are found in any network (`core.graph.blocks`): residual blocks that hold no other. Its ResNets are one case.
 - Every removal is proved exact, and BatchNorm statistics are measured afresh after it.
 - The target may be of parameters, MACs, filters, size or latency as well; a round takes no more than it needs.
+- `equalise`: a group with nothing left is passed over, and the others go on in turn.
+- `replace`: neighbours are of one group, and the first of them stays, so that shapes are right; `with: zero` zeroes
+  only the layer that makes its residual path 0, so that it can learn (`core.graph.replacing`).
 - `saliency: random` with the numbers of another run is the control.
 
 Refuses

@@ -13,6 +13,8 @@ import pytest
 import torch
 
 from bench.zoo import Row, missing, prepare
+from bench.zoo_weights import randomise
+from core.graph.architectures import build
 from core.graph.blocks import Block, find_blocks, innermost_residual
 from core.graph.bypass import bypass, check_bypass, without_blocks
 from core.graph.counts import count
@@ -66,6 +68,11 @@ def case(request: pytest.FixtureRequest) -> Case:
 
 @pytest.fixture(scope="module")
 def network(case: Case, tmp_path_factory: pytest.TempPathFactory) -> Network:
+    if case.row.network == "convnext_tiny":  # exporting torchvision's own, the same structure, takes minutes
+        torch.manual_seed(0)
+        made = build("convnext_tiny", image_size=(32, 32)).eval()
+        randomise(made.module)  # a layer scale of 1e-6 would hide what a block does
+        return made
     path = prepare(case.row, tmp_path_factory.mktemp("zoo")).path
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     return load(ModelInput(path=path, sha256=digest, format=case.row.format)).eval()
@@ -84,9 +91,9 @@ def test_its_blocks_are_found(case: Case, blocks: list[Block]) -> None:
 
 
 def test_a_block_is_removed_exactly(case: Case, network: Network, blocks: list[Block], tmp_path: Path) -> None:
-    """The first, the first of the last group, and the last; the second of them goes out as a file, too."""
+    """The first, and the first of the last group, which goes out as a file, too."""
     inputs = network.example_input(2, seed=1)
-    for index in (0, len(blocks) - case.groups[-1], len(blocks) - 1):
+    for index in (0, len(blocks) - case.groups[-1]):
         smaller, entry = bypass(network, blocks[index].name)
         assert check_bypass(network, entry, smaller, inputs).passed
         assert count(network).params - count(smaller).params == blocks[index].params > 0
@@ -113,7 +120,9 @@ def test_all_together_is_one_after_the_other(network: Network, blocks: list[Bloc
 
 def test_two_are_replaced_by_one_exactly(case: Case, network: Network, blocks: list[Block]) -> None:
     names = [block.name for block in blocks[case.replaced : case.replaced + 2]]
-    for weights in ("random", "zero"):
-        smaller, entry = replace_blocks(network, names, seed=1, weights=weights)  # type: ignore[arg-type]
-        assert check_replacement(network, entry, smaller, network.example_input(2, seed=1)).passed
-        assert count(smaller).blocks == sum(case.groups) - 1
+    smaller, entry = replace_blocks(network, names, seed=1, weights="random")
+    assert check_replacement(network, entry, smaller, network.example_input(2, seed=1)).passed
+    assert count(smaller).blocks == sum(case.groups) - 1
+    zero, _ = replace_blocks(network, names, seed=1, weights="zero")
+    still = [name for name, layer in zero.layers().items() if not layer.get_parameter("weight").any()]
+    assert still == [blocks[case.replaced].own[-1]]
