@@ -8,13 +8,13 @@ from fractions import Fraction
 from functools import cache
 from typing import Any, Literal
 
-from core.errors import Fault, NothingRemoved, PruningError, TargetUnreachable
+from core.errors import Fault, NothingRemoved, PruningError
 from core.graph.counts import count
 from core.graph.cuts import cut
 from core.graph.groups import ChannelGroup, channel_groups
 from core.graph.network import Network
 from core.graph.operators.convolution import CONVOLUTIONS
-from core.targets import Goal, Present
+from core.targets import Goal, Present, unreachable
 from core.widths import Chunk, chunks, least_width, removal_of, share_of, simulated_widths, take, unit_multiple
 
 Scope = Literal["local", "global"]
@@ -121,17 +121,8 @@ def require_reachable(network: Network, target: Goal, *, channel_multiple: int, 
     missed = [result for result in target.results(target.present(cut(network, removal)[0])) if not result.met]
     if not missed:
         return
-    faults = [
-        Fault(f"/steps/{step}/target/{result.name}", f"{result.reached:.4g} is the least that can remain",
-              target.least(result))
-        for result in missed
-    ]  # fmt: skip
-    least = ", ".join(f"{result.name} {result.reached:.4g} (asked: {result.target:g})" for result in missed)
-    raise TargetUnreachable(
-        f"with every layer at its least width (channel_multiple {channel_multiple}) there remain {least}. "
-        f"Frozen: {reasons or 'nothing'}",
-        faults=faults,
-    )
+    told = f"with every layer at its least width (channel_multiple {channel_multiple})"
+    raise unreachable(target, missed, told, reasons or "nothing", step=step)
 
 
 def planned_rounds(network: Network, target: Goal, *, ratio: float, channel_multiple: int) -> list[int]:

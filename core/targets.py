@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Protocol
 
+from core.errors import Fault, TargetUnreachable
 from core.graph.counts import Counts, count
 from core.graph.network import Network
 from core.outcome import Done
@@ -120,6 +121,17 @@ class Goal:
             return getattr(present.counts, key), getattr(self.original, key)
         assert present.file_bytes is not None
         return present.file_bytes, self._exports.original_bytes
+
+
+def unreachable(goal: Goal, missed: Sequence[TargetResult], told: str, reasons: str, *, step: int) -> TargetUnreachable:
+    """What is raised where all that may go is not enough. told: where it all is gone; reasons: what is frozen."""
+    faults = [
+        Fault(f"/steps/{step}/target/{result.name}", f"{result.reached:.4g} is the least that can remain",
+              goal.least(result))
+        for result in missed
+    ]  # fmt: skip
+    least = ", ".join(f"{result.name} {result.reached:.4g} (asked: {result.target:g})" for result in missed)
+    return TargetUnreachable(f"{told} there remain {least}. Frozen: {reasons}", faults=faults)
 
 
 def target_results(

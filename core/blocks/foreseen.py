@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from core.blocks.candidates import Candidates
-from core.errors import Fault, NothingRemoved, TargetUnreachable
+from core.errors import NothingRemoved
 from core.graph.blocks import Block
 from core.graph.bypass import without_blocks
 from core.graph.counts import Counts, count
 from core.graph.network import Network
-from core.targets import Goal, Present
+from core.targets import Goal, Present, unreachable
 
 
 def require_reachable(network: Network, known: Candidates, target: Goal, *, step: int) -> None:
@@ -23,17 +23,10 @@ def require_reachable(network: Network, known: Candidates, target: Goal, *, step
     missed = [result for result in target.results(target.present(smallest)) if not result.met]
     if not missed:
         return
-    faults = [
-        Fault(f"/steps/{step}/target/{result.name}", f"{result.reached:.4g} is the least that can remain",
-              target.least(result))
-        for result in missed
-    ]  # fmt: skip
-    least = ", ".join(f"{result.name} {result.reached:.4g} (asked: {result.target:g})" for result in missed)
     without = "without any of its residual blocks"
     if known.neighbours > 1:
         without = f"with {known.neighbours} neighbouring blocks replaced by one as often as there are so many"
-    message = f"{without} there remain {least}. Frozen: {reasons}"
-    raise TargetUnreachable(message, faults=faults)
+    raise unreachable(target, missed, without, reasons, step=step)
 
 
 def planned_rounds(

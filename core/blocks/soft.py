@@ -2,7 +2,7 @@
 
 Velici 2022, end of section 4.5, leaves it as future work; He et al. 2018 do it with filters. Before each of S epochs
 the blocks with the lowest scores, as many as the target needs, are zeroed: their residual paths give exactly zero, and
-can still learn (`core.blocks.zeroing`: one layer of each is set to zero; were all of its weights zero, none of them
+can still learn (`core.graph.silencing`: one layer of each is set to zero; were all of its weights zero, none of them
 would have a gradient ever again). Then everything is trained for an epoch. A block that has become worth keeping has a
 higher score by the next one, and another is zeroed in its place. Those zeroed last are removed.
 
@@ -18,9 +18,9 @@ from functools import partial
 
 from core.block_settings import Soft
 from core.blocks.candidates import Candidate, Candidates
-from core.blocks.zeroing import silence, silencing_layer
 from core.events import Emit
 from core.graph.network import Network
+from core.graph.silencing import silence, silencing_layer
 from core.pruning_run import PruningRun
 from core.state import State
 from core.training.port import Moment, TrainerPort

@@ -19,7 +19,6 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, fx, nn
 
 from core.errors import CutRefused, Fault
@@ -29,6 +28,7 @@ from core.graph.exactness import check_against
 from core.graph.ids import source
 from core.graph.initialise import renew, seed_of
 from core.graph.network import Network
+from core.graph.silencing import silence, silencing_layer
 from core.report import Check
 
 Weights = Literal["random", "zero"]
@@ -57,7 +57,10 @@ def replace_blocks(
     modules = dict.fromkeys(str(node.target) for node in path if node.op == "call_module")
     renew((smaller.module.get_submodule(name) for name in modules), seed=seed)
     if weights == "zero":
-        _zero(smaller, present)
+        try:
+            silence(smaller, [silencing_layer(smaller, present, learning=True)])
+        except CutRefused as error:
+            raise _refused(f"with zero weights, {error.message}", "random weights") from None
     left = smaller.layers()
     removed = [layer for layer in network.layers() if layer not in left]
     return smaller, {"op": "replace", "blocks": list(names), "seed": seed, "with": weights, "removed": removed,
@@ -181,53 +184,3 @@ def _shared(network: Network, block: Block) -> list[str]:
         name for name in block.own
         if name in elsewhere or not (others | bare).isdisjoint(map(id, layers[name].parameters()))
     ]  # fmt: skip
-
-
-# --- zero, and yet able to learn --------------------------------------------------------------------------------------
-
-
-def _zero(network: Network, block: Block) -> None:
-    """Zeroes weight and bias of the last layer with which the block's residual path gives exactly 0 and from which it
-    learns, in place."""
-    for name in reversed(block.own):
-        layer = network.module.get_submodule(name)
-        weight = getattr(layer, "weight", None)
-        if isinstance(weight, nn.Parameter) and not isinstance(layer, nn.PReLU) and _silences(network, block, name):
-            _to_zero(layer)
-            return
-    raise _refused(
-        f"with zero weights {block.name!r} could not learn: no layer of its residual path both makes it 0 and gets a "
-        "gradient then",
-        "random weights",
-    )
-
-
-def _to_zero(layer: nn.Module) -> None:
-    with torch.no_grad():
-        for parameter in layer.parameters():
-            parameter.zero_()
-
-
-def _silences(network: Network, block: Block, name: str) -> bool:
-    """Whether the residual path gives 0 everywhere where the layer `name` is zeroed, and the layer has a gradient."""
-    trial = network.clone().eval()
-    layer = trial.module.get_submodule(name)
-    _to_zero(layer)
-    nodes = {node.name: node for node in trial.module.graph.nodes}
-    assert block.path is not None
-    result = source(nodes[block.exit], block.path)
-    (output,) = trial.module.graph.find_nodes(op="output")
-    output.args = (result,)
-    trial.module.graph.eliminate_dead_code()
-    trial.module.recompile()
-    parameters = [parameter.requires_grad_(True) for parameter in layer.parameters()]
-    device = parameters[0].device
-    with torch.enable_grad():
-        made = trial.module(*(item.to(device) for item in trial.example_inputs(2)))
-        if made.detach().any():
-            return False
-        generator = torch.Generator().manual_seed(0)
-        found = torch.autograd.grad(
-            made, parameters, torch.randn(made.shape, generator=generator).to(device), allow_unused=True
-        )
-    return any(gradient is not None and bool(gradient.any()) for gradient in found)

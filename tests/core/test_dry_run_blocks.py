@@ -92,7 +92,7 @@ def test_filters_behind_blocks(tmp_path: Path) -> None:
     assert second.rounds > 0
     assert all(layer.channels_after > 0 for layer in second.layers)
     assert told.assumptions[0].startswith("Nothing was trained: which blocks and filters go")
-    assert any("control random failed: there are no channel groups" in warning for warning in told.warnings)
+    assert not any("control random failed" in warning for warning in told.warnings)
 
 
 def test_the_report_compares_it_with_random(report: Report, job_folder: Path) -> None:

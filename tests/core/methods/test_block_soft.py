@@ -12,7 +12,6 @@ from torch import nn
 
 from core.block_settings import BlockRemoval
 from core.blocks.candidates import Candidates
-from core.blocks.zeroing import silence, silencing_layer
 from core.errors import CutRefused
 from core.graph.architectures.cifar_resnet import PreActivationBlock, PreActivationResNet
 from core.graph.counts import count
@@ -20,6 +19,7 @@ from core.graph.ids import source
 from core.graph.lowering import trace
 from core.graph.network import Network
 from core.graph.plans import replay
+from core.graph.silencing import silence, silencing_layer
 from core.methods.block_removal import planned_trainings
 from core.saliency.block_scores import SALIENCIES, Scoring
 from core.targets import Goal
