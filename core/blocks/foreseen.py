@@ -13,6 +13,9 @@ from core.graph.counts import Counts, count
 from core.graph.network import Network
 from core.targets import Goal, Present
 
+ALL_AT_ONCE = 1_000_000
+"""More blocks than any network has."""
+
 
 def require_reachable(network: Network, known: Candidates, target: Goal, *, step: int) -> None:
     """Raises `NothingRemoved` where no block may go, `TargetUnreachable` where all of them are not enough."""

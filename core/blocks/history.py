@@ -16,9 +16,11 @@ def note_round(
 ) -> dict[str, Any]:
     """Adds a round. Returns the ranking that it went by, for the event.
 
-    standing: what could go in front of it. scores: by name, of others too. told: the other fields of `BlockRound`.
+    standing: what could go in front of it. scores: by name, of others too; of equal ones the first goes first. told:
+    the other fields of `BlockRound`.
     """
-    own = {candidate.name: scores[candidate.name] for candidate in standing if candidate.name in scores}
+    names = {candidate.name for candidate in standing}
+    own = {name: score for name, score in scores.items() if name in names}
     history.rounds.append(BlockRound(scores=own, **told))
     done = len(history.rounds) - 1
     places = places_after(history, done)

@@ -36,7 +36,7 @@ from core.blocks.analysis import analysed
 from core.blocks.candidates import Candidate, Candidates, lowest
 from core.blocks.expected import own_trainings
 from core.blocks.fading import Fading
-from core.blocks.foreseen import planned_rounds, require_reachable
+from core.blocks.foreseen import ALL_AT_ONCE, planned_rounds, require_reachable
 from core.blocks.history import note_fine_tuning, note_round
 from core.blocks.removal import no_more_than_needed, remove
 from core.blocks.scoring_work import Scorings, ScoringWork
@@ -62,8 +62,6 @@ from core.training_settings import FineTune
 
 PROOF_IMAGES = 4
 """Real inputs that each removal is proved on, in float64."""
-_ALL_AT_ONCE = 1_000_000
-"""More blocks than any network has."""
 
 
 def block_removal(
@@ -171,7 +169,7 @@ def block_removal(
 
     if like is None:
         rounds = planned_rounds(
-            network, known, target, per_round=_ALL_AT_ONCE if soft else blocks_per_round, equalise=equalise
+            network, known, target, per_round=ALL_AT_ONCE if soft else blocks_per_round, equalise=equalise
         )
     else:
         rounds = [count(network).macs] * (len(like) - run.round + 1)
@@ -189,7 +187,7 @@ def block_removal(
         units=units_of(given),
     )
     work = ScoringWork.of(data, trainer.training, saliency=saliency, scores=scores, batches=batches)
-    scorings = Scorings(work, rescore_every, groups=len(known.groups) if equalise else 1, gone=blocks_per_round)
+    scorings = Scorings.of(work, known, rescore_every, equalise=equalise, gone=blocks_per_round, soft=soft)
     guard = Guard(target, state=state.scope("guard"))
     fading = None
     if fade is not None:
@@ -329,7 +327,7 @@ def planned_trainings(network: Network, step: BlockRemoval, *, target: Goal) -> 
     """(epochs, MACs) of each training that `step` is expected to take on `network`."""
     known = Candidates(network, 1 if step.replace is None else step.replace.neighbours)
     rounds = planned_rounds(
-        network, known, target, per_round=_ALL_AT_ONCE if step.soft else step.blocks_per_round, equalise=step.equalise
+        network, known, target, per_round=ALL_AT_ONCE if step.soft else step.blocks_per_round, equalise=step.equalise
     )
     own = own_trainings(
         step.fade, step.soft, step.fine_tune, rounds, done=0, rounds=len(rounds) - 1, restored=rounds[0]
