@@ -269,9 +269,11 @@ def block_removal(
         network = removed.network
         trainer.recalibrate(network, label=f"{name}/recalibrate")
         if alone:
-            run.alone += trainer.budget.within(alone)
+            given_alone = trainer.budget.leaving(int(fine_tune.epochs > 0), alone)
+            run.alone += given_alone
             fit = train_alone(
-                network, chosen, epochs=alone, fine_tune=fine_tune, trainer=trainer, state=state.scope("new_block"),
+                network, chosen, epochs=given_alone, fine_tune=fine_tune, trainer=trainer,
+                state=state.scope("new_block"),
                 label=f"fine_tune/{step}/round/{run.round + 1}", plan=[*run.plan, *removed.entries],
             )  # fmt: skip
             run.cost = add_costs(run.cost, fit.cost)
