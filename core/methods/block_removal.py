@@ -38,7 +38,7 @@ from core.blocks.expected import own_trainings
 from core.blocks.fading import Fading
 from core.blocks.foreseen import ALL_AT_ONCE, planned_rounds, require_reachable
 from core.blocks.history import note_fine_tuning, note_round
-from core.blocks.removal import no_more_than_needed, remove
+from core.blocks.removal import no_more_than_needed, remove, together
 from core.blocks.scoring_work import Scorings, ScoringWork
 from core.blocks.soft import cut_short, train_softly
 from core.data.datasets import Dataset
@@ -139,7 +139,8 @@ def block_removal(
 
     def choose(network: Network, candidates: Sequence[Candidate], scores: Mapping[str, float]) -> list[Candidate]:
         number = len(candidates) if soft else blocks_per_round
-        chosen = lowest(scores, candidates, number if like is None else sum(like[run.round].values()))
+        wanted = lowest(scores, candidates, number if like is None else sum(like[run.round].values()))
+        chosen = together(network, wanted)
         if like is None and target.target.latency is None:
             chosen = no_more_than_needed(network, chosen, target)
         return chosen
