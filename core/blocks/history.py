@@ -28,6 +28,12 @@ def note_round(
     return {"ranking": ranked(places), "removed": len(order_of(history, done)), "tau_previous": tau}
 
 
+def note_faded(history: BlockHistory, accuracy: float | None) -> None:
+    """Notes what the network without the last round's blocks has once they have faded lazily: what its fine-tuning
+    begins with, as without `lazy`."""
+    history.rounds[-1] = history.rounds[-1].model_copy(update={"accuracy_cut": accuracy})
+
+
 def note_fine_tuning(history: BlockHistory, fit: FitResult, *, whole: bool) -> None:
     """Notes the fine-tuning that has followed the last round, if there was a round."""
     if not history.rounds or fit.score is None:

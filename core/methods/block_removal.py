@@ -37,7 +37,7 @@ from core.blocks.candidates import Candidate, Candidates, lowest
 from core.blocks.expected import own_trainings
 from core.blocks.fading import Fading
 from core.blocks.foreseen import ALL_AT_ONCE, planned_rounds, require_reachable
-from core.blocks.history import note_fine_tuning, note_round
+from core.blocks.history import note_faded, note_fine_tuning, note_round
 from core.blocks.removal import no_more_than_needed, remove, together
 from core.blocks.scoring_work import Scorings, ScoringWork
 from core.blocks.soft import cut_short, train_softly
@@ -229,6 +229,7 @@ def block_removal(
             whole = tuning.due.whole
             if fading and fading.waits:
                 network = fading.before_tuning(run, proof_images(), tuning.due.epochs, forget)
+                note_faded(run.history, run.accuracy)
                 guard.look(network, len(run.plan), run.accuracy)
                 state.put(**run.values())
             fit = tuning.run(network, last=met, on_epoch=lambda record: forget(), plan=run.plan)
