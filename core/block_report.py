@@ -29,7 +29,7 @@ class BlockRound(Record):
     left: dict[str, int] = Field(description="blocks of each group, afterwards")
     params: int = Field(description="afterwards")
     accuracy_before: Number | None = Field(description="in front of the round, as trained until then")
-    accuracy_cut: Number | None = Field(description="without what it removed, not fine-tuned")
+    accuracy_cut: Number | None = Field(description="without what it removed, once that has faded, not fine-tuned")
     accuracy_tuned: Number | None = Field(None, description="after the fine-tuning that followed; null: none did")
     epochs: int = Field(0, description="of the fine-tuning that followed")
     whole: bool = Field(False, description="that one was a whole fine-tuning, not one of the few epochs of `low`")

@@ -124,6 +124,8 @@ class BlockRemoval(Section):
                     "soft scores its blocks before each epoch and removes them in one round: without blocks_per_round, "
                     "rescore_every: 1"
                 )
+            if self.racing is not None:
+                wrong.append("racing drops blocks that do not go before the next scoring; soft may zero any by then")
             if self.target.latency is not None:
                 wrong.append("soft needs to know how many blocks go before any does: a target without latency")
         if self.replace is not None and self.saliency not in ("oracle", "random"):

@@ -215,7 +215,7 @@ class _DryRun:
         )  # fmt: skip
         ran = Ran(start, done, counts, accuracy)
         around = Surroundings(
-            recipe=recipe, dataset=some, trainer=trainer, progress=progress, emit=_silent, state=State.unsaved(),
+            recipe=self.recipe, dataset=some, trainer=trainer, progress=progress, emit=_silent, state=State.unsaved(),
             exports=exports,
         )  # fmt: skip
         failed = []

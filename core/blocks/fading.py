@@ -220,8 +220,7 @@ class Fading:
         """Trains `network` in place while the chosen blocks fade; goes on where an earlier attempt left it. `room`:
         epochs of a budget that are left for the fine-tuning behind it."""
         label = f"prune/step/{self._step}/round/{round}/fade"
-        left = self._trainer.budget.left
-        epochs = self._fade.epochs if left is None else max(0, min(self._fade.epochs, left - room))
+        epochs = self._trainer.budget.leaving(room, self._fade.epochs)
         smaller = without_blocks(network, [block.name for each in chosen for block in each.blocks])
         stays = [name for name, _ in smaller.named_parameters()]
         factors, mask = Factors(network, chosen), Mask(self._fade, seed=self._seed, label=label)

@@ -6,12 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from core.blocks.candidates import Candidates
-from core.errors import NothingRemoved
+from core.errors import CutRefused, NothingRemoved
 from core.graph.blocks import Block
 from core.graph.bypass import without_blocks
 from core.graph.counts import Counts, count
 from core.graph.network import Network
 from core.targets import Goal, Present, unreachable
+
+ALL_AT_ONCE = 1_000_000
+"""More blocks than any network has."""
 
 
 def require_reachable(network: Network, known: Candidates, target: Goal, *, step: int) -> None:
@@ -19,7 +22,7 @@ def require_reachable(network: Network, known: Candidates, target: Goal, *, step
     reasons = "; ".join(f"{name} ({reason})" for name, reason in known.frozen.items()) or "none"
     if not known.of(network):
         raise NothingRemoved(f"no residual block of this network may go. Frozen: {reasons}")
-    smallest = without_blocks(network, [block.name for block in _at_most(network, known)])
+    smallest = _smallest(network, known)
     missed = [result for result in target.results(target.present(smallest)) if not result.met]
     if not missed:
         return
@@ -78,6 +81,16 @@ def _replacements(length: int, neighbours: int) -> tuple[int, int]:
     """How many blocks go at once of a chain of `length`, and how often: all blocks one by one, or of so many neighbours
     all but the first, until there are fewer of them left."""
     return (1, length) if neighbours == 1 else (neighbours - 1, (length - 1) // (neighbours - 1))
+
+
+def _smallest(network: Network, known: Candidates) -> Network:
+    """Where everything goes that may; in a network of such blocks alone the one with fewest parameters stays."""
+    going = _at_most(network, known)
+    try:
+        return without_blocks(network, [block.name for block in going])
+    except CutRefused:
+        stays = min(going, key=lambda block: block.params)
+        return without_blocks(network, [block.name for block in going if block is not stays])
 
 
 def _at_most(network: Network, known: Candidates) -> list[Block]:

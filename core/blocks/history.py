@@ -16,14 +16,22 @@ def note_round(
 ) -> dict[str, Any]:
     """Adds a round. Returns the ranking that it went by, for the event.
 
-    standing: what could go in front of it. scores: by name, of others too. told: the other fields of `BlockRound`.
+    standing: what could go in front of it. scores: by name, of others too; of equal ones the first goes first. told:
+    the other fields of `BlockRound`.
     """
-    own = {candidate.name: scores[candidate.name] for candidate in standing if candidate.name in scores}
+    names = {candidate.name for candidate in standing}
+    own = {name: score for name, score in scores.items() if name in names}
     history.rounds.append(BlockRound(scores=own, **told))
     done = len(history.rounds) - 1
     places = places_after(history, done)
     tau = kendall_tau(places_after(history, done - 1), places) if done else None
     return {"ranking": ranked(places), "removed": len(order_of(history, done)), "tau_previous": tau}
+
+
+def note_faded(history: BlockHistory, accuracy: float | None) -> None:
+    """Notes what the network without the last round's blocks has once they have faded lazily: what its fine-tuning
+    begins with, as without `lazy`."""
+    history.rounds[-1] = history.rounds[-1].model_copy(update={"accuracy_cut": accuracy})
 
 
 def note_fine_tuning(history: BlockHistory, fit: FitResult, *, whole: bool) -> None:

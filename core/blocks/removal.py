@@ -11,6 +11,7 @@ from torch import Tensor
 
 from core.block_settings import Replace
 from core.blocks.candidates import Candidate
+from core.errors import CutRefused
 from core.graph.blocks import find_blocks
 from core.graph.bypass import bypass, check_bypass, without_blocks
 from core.graph.network import Network
@@ -65,6 +66,17 @@ def remove(
             checks.append(check.model_copy(update={"name": f"exactness/{name}/{candidate.name}"}))
             smaller = next_one
     return Removed(smaller, entries, checks, [*changed_layers(network, smaller), *wound])
+
+
+def together(network: Network, chosen: Sequence[Candidate]) -> list[Candidate]:
+    """The longest beginning of `chosen` that may go at once: each of them may by itself, but something must be left."""
+    for number in range(len(chosen), 1, -1):
+        try:
+            without_blocks(network, [block.name for candidate in chosen[:number] for block in candidate.going])
+        except CutRefused:
+            continue
+        return list(chosen[:number])
+    return list(chosen[:1])
 
 
 def no_more_than_needed(network: Network, chosen: Sequence[Candidate], target: Goal) -> list[Candidate]:

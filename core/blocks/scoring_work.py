@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from core.block_settings import BlockRemoval, Saliency
+from core.block_settings import BlockRemoval, Saliency, Soft
 from core.blocks.candidates import Candidates
-from core.blocks.foreseen import planned_rounds
+from core.blocks.foreseen import ALL_AT_ONCE, planned_rounds
 from core.data.datasets import Dataset
 from core.data.source import SplitName
 from core.graph.network import Network
@@ -57,13 +57,22 @@ class ScoringWork:
 
 @dataclass(frozen=True)
 class Scorings:
-    """When there is one: every `every` rounds, or once. `groups`: that take turns; `gone`: candidates that each round
-    costs."""
+    """When there is one: every `every` rounds, or once. `groups`: of which only the one whose turn it is is scored;
+    `gone`: candidates that each round costs; `times`: in a row, that a round scores its network."""
 
     work: ScoringWork
     every: int | None
     groups: int = 1
     gone: int = 1
+    times: int = 1
+
+    @classmethod
+    def of(
+        cls, work: ScoringWork, known: Candidates, every: int | None, *, equalise: bool, gone: int, soft: Soft | None
+    ) -> Scorings:
+        """Of a step's fields. Scores that serve later rounds, too, are of all groups."""
+        turns = equalise and every == 1
+        return cls(work, every, len(known.groups) if turns else 1, gone, 1 if soft is None else soft.epochs)
 
     def to_come(
         self, macs: Sequence[int], *, candidates: int, done: int, scored_at: int | None
@@ -78,7 +87,7 @@ class Scorings:
             left = -(-max(0, candidates - round * self.gone) // self.groups)
             if scored_at is None or (self.every is not None and done + round - scored_at >= self.every):
                 scored_at = done + round
-                found.append((self.work.passes(left), size))
+                found += [(self.work.passes(left), size)] * self.times
         return [(images, size) for images, size in found if images]
 
 
@@ -87,9 +96,11 @@ def planned_scorings(
 ) -> list[tuple[int, int]]:
     """(images, MACs) of each scoring that `step` is expected to take on `network`."""
     known = Candidates(network, 1 if step.replace is None else step.replace.neighbours)
-    rounds = planned_rounds(network, known, target, per_round=step.blocks_per_round)
+    rounds = planned_rounds(
+        network, known, target, per_round=ALL_AT_ONCE if step.soft else step.blocks_per_round, equalise=step.equalise
+    )
     work = ScoringWork.of(data, training, saliency=step.saliency, scores=step.scores, batches=step.batches)
-    scorings = Scorings(
-        work, step.rescore_every, groups=len(known.groups) if step.equalise else 1, gone=step.blocks_per_round
+    scorings = Scorings.of(
+        work, known, step.rescore_every, equalise=step.equalise, gone=step.blocks_per_round, soft=step.soft
     )
     return scorings.to_come(rounds[:-1], candidates=len(known.of(network)), done=0, scored_at=None)

@@ -59,8 +59,7 @@ def train_softly(
     Raises `CutRefused` where a block cannot be zeroed, before it trains.
     """
     layers = {each.name: silencing_layer(network, each.blocks[0]) for each in known.of(network)}
-    left = trainer.budget.left
-    epochs = soft.epochs if left is None else max(0, min(soft.epochs, left - (fine_tune.epochs > 0)))
+    epochs = trainer.budget.leaving(int(fine_tune.epochs > 0), soft.epochs)
     fit = trainer.fit(
         network,
         training=fine_tune.resolved(trainer.training).model_copy(update={"early_stop": 0}),
@@ -74,6 +73,8 @@ def train_softly(
     )
     run.spent(fit.cost)
     scores: dict[str, float] | None = state.get("scores")
+    if scores is None and epochs:  # a dry run, in which there was no epoch to score in front of
+        scores = score(network, known.of(network), epochs - 1)
     state.drop("fit", "scores")
     state.put(had=epochs)
     return scores

@@ -36,9 +36,9 @@ from core.blocks.analysis import analysed
 from core.blocks.candidates import Candidate, Candidates, lowest
 from core.blocks.expected import own_trainings
 from core.blocks.fading import Fading
-from core.blocks.foreseen import planned_rounds, require_reachable
-from core.blocks.history import note_fine_tuning, note_round
-from core.blocks.removal import no_more_than_needed, remove
+from core.blocks.foreseen import ALL_AT_ONCE, planned_rounds, require_reachable
+from core.blocks.history import note_faded, note_fine_tuning, note_round
+from core.blocks.removal import no_more_than_needed, remove, together
 from core.blocks.scoring_work import Scorings, ScoringWork
 from core.blocks.soft import cut_short, train_softly
 from core.data.datasets import Dataset
@@ -62,8 +62,6 @@ from core.training_settings import FineTune
 
 PROOF_IMAGES = 4
 """Real inputs that each removal is proved on, in float64."""
-_ALL_AT_ONCE = 1_000_000
-"""More blocks than any network has."""
 
 
 def block_removal(
@@ -141,7 +139,8 @@ def block_removal(
 
     def choose(network: Network, candidates: Sequence[Candidate], scores: Mapping[str, float]) -> list[Candidate]:
         number = len(candidates) if soft else blocks_per_round
-        chosen = lowest(scores, candidates, number if like is None else sum(like[run.round].values()))
+        wanted = lowest(scores, candidates, number if like is None else sum(like[run.round].values()))
+        chosen = together(network, wanted)
         if like is None and target.target.latency is None:
             chosen = no_more_than_needed(network, chosen, target)
         return chosen
@@ -171,7 +170,7 @@ def block_removal(
 
     if like is None:
         rounds = planned_rounds(
-            network, known, target, per_round=_ALL_AT_ONCE if soft else blocks_per_round, equalise=equalise
+            network, known, target, per_round=ALL_AT_ONCE if soft else blocks_per_round, equalise=equalise
         )
     else:
         rounds = [count(network).macs] * (len(like) - run.round + 1)
@@ -189,7 +188,7 @@ def block_removal(
         units=units_of(given),
     )
     work = ScoringWork.of(data, trainer.training, saliency=saliency, scores=scores, batches=batches)
-    scorings = Scorings(work, rescore_every, groups=len(known.groups) if equalise else 1, gone=blocks_per_round)
+    scorings = Scorings.of(work, known, rescore_every, equalise=equalise, gone=blocks_per_round, soft=soft)
     guard = Guard(target, state=state.scope("guard"))
     fading = None
     if fade is not None:
@@ -230,6 +229,7 @@ def block_removal(
             whole = tuning.due.whole
             if fading and fading.waits:
                 network = fading.before_tuning(run, proof_images(), tuning.due.epochs, forget)
+                note_faded(run.history, run.accuracy)
                 guard.look(network, len(run.plan), run.accuracy)
                 state.put(**run.values())
             fit = tuning.run(network, last=met, on_epoch=lambda record: forget(), plan=run.plan)
@@ -271,9 +271,11 @@ def block_removal(
         network = removed.network
         trainer.recalibrate(network, label=f"{name}/recalibrate")
         if alone:
-            run.alone += trainer.budget.within(alone)
+            given_alone = trainer.budget.leaving(int(fine_tune.epochs > 0), alone)
+            run.alone += given_alone
             fit = train_alone(
-                network, chosen, epochs=alone, fine_tune=fine_tune, trainer=trainer, state=state.scope("new_block"),
+                network, chosen, epochs=given_alone, fine_tune=fine_tune, trainer=trainer,
+                state=state.scope("new_block"),
                 label=f"fine_tune/{step}/round/{run.round + 1}", plan=[*run.plan, *removed.entries],
             )  # fmt: skip
             run.cost = add_costs(run.cost, fit.cost)
@@ -329,7 +331,7 @@ def planned_trainings(network: Network, step: BlockRemoval, *, target: Goal) -> 
     """(epochs, MACs) of each training that `step` is expected to take on `network`."""
     known = Candidates(network, 1 if step.replace is None else step.replace.neighbours)
     rounds = planned_rounds(
-        network, known, target, per_round=_ALL_AT_ONCE if step.soft else step.blocks_per_round, equalise=step.equalise
+        network, known, target, per_round=ALL_AT_ONCE if step.soft else step.blocks_per_round, equalise=step.equalise
     )
     own = own_trainings(
         step.fade, step.soft, step.fine_tune, rounds, done=0, rounds=len(rounds) - 1, restored=rounds[0]

@@ -43,6 +43,10 @@ class EpochsBudget:
         """`epochs`, or what is left of them."""
         return epochs if self.left is None else min(epochs, self.left)
 
+    def leaving(self, room: int, epochs: int) -> int:
+        """`epochs`, or what is left of them beside `room` epochs of a training behind them."""
+        return epochs if self.left is None else max(0, min(epochs, self.left - room))
+
     def share(self, epochs: int, *, rounds: int = 0, to_come: int = 0, least: int = 0) -> int:
         """Of a fine-tuning that would take `epochs`, what it gets: `least`, where there is as much left. Of the same
         step there are still expected `rounds` epochs of its rounds and `to_come` of other fine-tunings."""

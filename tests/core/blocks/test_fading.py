@@ -138,6 +138,7 @@ def test_what_is_to_come() -> None:
         ({"soft": {}, "fade": {}}, "soft goes without fade"),
         ({"soft": {}, "blocks_per_round": 2}, "without blocks_per_round"),
         ({"soft": {}, "rescore_every": 2}, "rescore_every: 1"),
+        ({"soft": {}, "racing": {}}, "racing drops blocks"),
         ({"soft": {}, "fine_tune": {"policy": {"loops": 2}}}, "policy: once"),
     ],
 )

@@ -19,11 +19,13 @@ from core.graph.lowering import trace
 from core.graph.network import Network
 from core.progress import Progress
 from core.recipe import Export, parse_recipe
+from core.saliency.block_scores import SALIENCIES, Scoring
 from core.steps import run_steps
 from core.targets import Goal
 from core.training.trainer import Trainer
 from core.training_settings import Training
 from tests.core.fakes import Events, ScriptedTrainer, empty_state, small_dataset
+from tests.core.methods.block_runs import go
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +76,32 @@ def test_of_a_step_on_a_network(network: Network) -> None:
     data = small_dataset()  # 32 images of validation
     expected = [(6 * 32 // 2, macs[0]), (5 * 32 // 2, macs[1])]
     assert planned_scorings(network, step, data, Training(), target=target) == expected
+
+
+def test_of_soft_pruning_there_is_one_before_each_epoch(network: Network) -> None:
+    fields = {"target": {"blocks": 2}, "soft": {"epochs": 3}}
+    step = BlockRemoval.model_validate({"method": "block_removal", **fields})
+    found = planned_scorings(network, step, small_dataset(), Training(), target=Goal(step.target, count(network)))
+    assert found == [(6 * 32 // 2, count(network).macs)] * 3
+
+
+@pytest.mark.parametrize("every", [1, 2, None])
+def test_what_is_foreseen_is_what_is_scored_where_groups_take_turns(
+    network: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: int | None
+) -> None:
+    fields = {"target": {"blocks": 3}, "equalise": True, "rescore_every": every, "fine_tune": {"epochs": 0}}
+    step = BlockRemoval.model_validate({"method": "block_removal", **fields})
+    found = planned_scorings(network, step, small_dataset(), Training(), target=Goal(step.target, count(network)))
+    scored: list[int] = []
+
+    def scores(scoring: Scoring) -> dict[str, float]:
+        scored.append(len(scoring.candidates))
+        return {each.name: 0.0 for each in scoring.candidates}
+
+    monkeypatch.setitem(SALIENCIES, "oracle", scores)
+    go(network, tmp_path, saliency="oracle", **fields)
+    assert scored == {1: [2, 2, 2], 2: [6, 4], None: [6]}[every]
+    assert [images for images, _ in found] == [number * 32 // 2 for number in scored]
 
 
 def test_the_progress_knows_it(network: Network, tmp_path: Path) -> None:

@@ -187,6 +187,7 @@ def test_with_a_fine_tuning_after_each_round_lazy_is_the_same(fade: dict[str, An
     lazy = run(tmp_path / "lazy", **settings, fade={**fade, "lazy": True})
     without = run(tmp_path / "without", **settings)
     assert same(lazy.network, at_once.network)
+    assert lazy.blocks == at_once.blocks, "accuracies in front of and behind the fine-tunings, too"
     assert (lazy.plan, lazy.front, lazy.checks, lazy.accuracy) == (
         at_once.plan, at_once.front, at_once.checks, at_once.accuracy
     )  # fmt: skip

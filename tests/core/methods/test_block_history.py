@@ -207,3 +207,21 @@ def test_killed_after_any_checkpoint_it_tells_the_same(
         later = after.named("/ranking")
         assert later == rankings[len(rankings) - len(later) :]
         assert after.named("/analysis") == events.named("/analysis")
+
+
+def test_of_tied_blocks_the_one_that_goes_first_is_ranked_first(
+    network: Network, data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As those of the oracle are, whose order is that of the loss."""
+
+    def scores(scoring: Scoring) -> dict[str, float]:
+        return {each.name: 0.5 for each in reversed(scoring.candidates)}
+
+    monkeypatch.setitem(SALIENCIES, "weights_mean", scores)
+    events = Events()
+    outcome = go(network, data, ScriptedTrainer(), empty_state(tmp_path), events, target={"blocks": 4},
+                 fine_tune={"epochs": 0})  # fmt: skip
+    rankings = [event["ranking"] for event in events.named("/ranking")]
+    assert [digits(ranking) for ranking in rankings] == ["543210", "543210"]
+    assert outcome.blocks is not None
+    assert [digits(round.removed) for round in outcome.blocks.rounds] == ["5", "4"]

@@ -244,3 +244,7 @@ def test_the_control_removes_as_many(tmp_path: Path) -> None:
     assert outcome.removed == [{"blocks": 3}]
     (select,) = events.named("/select")
     assert select["removed"] == zeroed[-1]
+    dry = Untrained(DATA, training=Training(), device=torch.device("cpu"), seed=0, accuracy=0.5, looked_at=0, booked=[])
+    told = run(tmp_path / "dry", by=dry, like=[{"blocks": 3}], saliency="random", target={"blocks": 4},
+               soft={"epochs": 3}, fine_tune={"epochs": 1})  # fmt: skip
+    assert told.plan == outcome.plan, "a dry run draws what the job draws last"
