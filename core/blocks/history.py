@@ -18,7 +18,10 @@ def note_round(
 
     standing: what could go in front of it. scores: by name, of others too. told: the other fields of `BlockRound`.
     """
-    own = {candidate.name: scores[candidate.name] for candidate in standing if candidate.name in scores}
+    there = {candidate.name for candidate in standing}
+    own = {
+        name: score for name, score in scores.items() if name in there
+    }  # in their order: of equal ones the first goes
     history.rounds.append(BlockRound(scores=own, **told))
     done = len(history.rounds) - 1
     places = places_after(history, done)
