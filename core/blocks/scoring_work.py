@@ -58,12 +58,20 @@ class ScoringWork:
 @dataclass(frozen=True)
 class Scorings:
     """When there is one: every `every` rounds, or once. `groups`: that take turns; `gone`: candidates that each round
-    costs."""
+    costs. `epochs`: of soft pruning, whose one round scores all of them in front of each."""
 
     work: ScoringWork
     every: int | None
     groups: int = 1
     gone: int = 1
+    epochs: int = 1
+
+    @classmethod
+    def of(cls, work: ScoringWork, every: int | None, *, groups: int | None, gone: int, epochs: int | None) -> Scorings:
+        """groups: None where they do not take turns. epochs: None but for soft pruning."""
+        if groups is None or every != 1:  # scores that several rounds go by are of all groups
+            groups = 1
+        return cls(work, every, groups=groups, gone=gone, epochs=epochs or 1)
 
     def to_come(
         self, macs: Sequence[int], *, candidates: int, done: int, scored_at: int | None
@@ -78,7 +86,7 @@ class Scorings:
             left = -(-max(0, candidates - round * self.gone) // self.groups)
             if scored_at is None or (self.every is not None and done + round - scored_at >= self.every):
                 scored_at = done + round
-                found.append((self.work.passes(left), size))
+                found += [(self.work.passes(left), size)] * self.epochs
         return [(images, size) for images, size in found if images]
 
 
@@ -87,9 +95,11 @@ def planned_scorings(
 ) -> list[tuple[int, int]]:
     """(images, MACs) of each scoring that `step` is expected to take on `network`."""
     known = Candidates(network, 1 if step.replace is None else step.replace.neighbours)
-    rounds = planned_rounds(network, known, target, per_round=step.blocks_per_round)
+    per_round = len(known.all) if step.soft else step.blocks_per_round
+    rounds = planned_rounds(network, known, target, per_round=per_round, equalise=step.equalise)
     work = ScoringWork.of(data, training, saliency=step.saliency, scores=step.scores, batches=step.batches)
-    scorings = Scorings(
-        work, step.rescore_every, groups=len(known.groups) if step.equalise else 1, gone=step.blocks_per_round
-    )
+    scorings = Scorings.of(
+        work, step.rescore_every, groups=len(known.groups) if step.equalise else None, gone=step.blocks_per_round,
+        epochs=step.soft and step.soft.epochs,
+    )  # fmt: skip
     return scorings.to_come(rounds[:-1], candidates=len(known.of(network)), done=0, scored_at=None)

@@ -189,7 +189,10 @@ def block_removal(
         units=units_of(given),
     )
     work = ScoringWork.of(data, trainer.training, saliency=saliency, scores=scores, batches=batches)
-    scorings = Scorings(work, rescore_every, groups=len(known.groups) if equalise else 1, gone=blocks_per_round)
+    scorings = Scorings.of(
+        work, rescore_every, groups=len(known.groups) if equalise else None, gone=blocks_per_round,
+        epochs=soft and soft.epochs,
+    )  # fmt: skip
     guard = Guard(target, state=state.scope("guard"))
     fading = None
     if fade is not None:
