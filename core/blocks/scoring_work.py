@@ -100,6 +100,6 @@ def planned_scorings(
     work = ScoringWork.of(data, training, saliency=step.saliency, scores=step.scores, batches=step.batches)
     scorings = Scorings.of(
         work, step.rescore_every, groups=len(known.groups) if step.equalise else None, gone=step.blocks_per_round,
-        epochs=step.soft and step.soft.epochs,
+        epochs=None if step.soft is None else step.soft.epochs,
     )  # fmt: skip
     return scorings.to_come(rounds[:-1], candidates=len(known.of(network)), done=0, scored_at=None)

@@ -191,7 +191,7 @@ def block_removal(
     work = ScoringWork.of(data, trainer.training, saliency=saliency, scores=scores, batches=batches)
     scorings = Scorings.of(
         work, rescore_every, groups=len(known.groups) if equalise else None, gone=blocks_per_round,
-        epochs=soft and soft.epochs,
+        epochs=None if soft is None else soft.epochs,
     )  # fmt: skip
     guard = Guard(target, state=state.scope("guard"))
     fading = None
