@@ -27,7 +27,8 @@ def blocks_markdown(analyses: Sequence[BlockAnalysis]) -> list[str]:
 
 def _run(analysis: BlockAnalysis) -> str:
     control = "the control random" if analysis.run == "random" else f"saliency {analysis.saliency}"
-    return f"{control}: {len(analysis.order)} of {len(analysis.blocks)} blocks"
+    left = sum(analysis.rounds[-1].left.values()) if analysis.rounds else len(analysis.blocks)  # a unit may be several
+    return f"{control}: {len(analysis.blocks) - left} of {len(analysis.blocks)} blocks"
 
 
 def _sentences(analysis: BlockAnalysis) -> str:

@@ -94,13 +94,15 @@ def faults_of(error: ValidationError, model: type[BaseModel], *, prefix: str = "
     found = error.errors(include_url=False)
     for item in found:
         length = len(item["loc"])
+        if item["type"] == "default_factory_not_called":
+            continue  # a default that goes by another field, in which a fault is said already
         if item["type"] == "too_short" and any(
             len(o["loc"]) > length and o["loc"][:length] == item["loc"] for o in found
         ):
             continue  # pydantic counts only the items that are right; what is wrong with the others is said already
         path, field, owners = _place(model, item["loc"])
         if item["type"] == "extra_forbidden":
-            known = sorted({name for owner in owners for name in owner.model_fields})
+            known = sorted({name for owner in owners for name in _fields(owner)})
             message = f"unknown field {item['loc'][-1]!r}, or one that is not built yet"
             expected = f"one of {', '.join(known)}" if known else None
             path += pointer_to(item["loc"][-1])
@@ -127,12 +129,17 @@ def _place(
     for part in location:
         if isinstance(part, int):
             pointer += pointer_to(part)
-        elif fields := [owner.model_fields[part] for owner in owners if part in owner.model_fields]:
+        elif fields := [found[part] for found in map(_fields, owners) if part in found]:
             pointer, field = pointer + pointer_to(part), fields[0]
             owners = [inner for found in fields for inner in _models(found)]
         elif tagged := [owner for owner in owners if part in _tags(owner)]:
             owners = tagged
     return pointer, field, owners
+
+
+def _fields(model: type[BaseModel]) -> dict[str, FieldInfo]:
+    """By the names that they have in a document."""
+    return {field.alias or name: field for name, field in model.model_fields.items()}
 
 
 def _description(found: FieldInfo) -> str | None:

@@ -74,13 +74,14 @@ class Progress:
         self.expect(part)
         self.tick()
 
-    def advance(self, passes: float) -> None:
-        """`passes` more are done in the present part."""
+    def advance(self, passes: float, part: str | None = None) -> None:
+        """`passes` more are done in `part`, by default the present one."""
         seconds = self._settle()
         keep = math.exp(-seconds / _MEMORY_SECONDS)
         self._rate_seconds = self._rate_seconds * keep + seconds
         self._rate_passes = self._rate_passes * keep + passes
-        self._passes[self._part] = max(0.0, self._passes.get(self._part, 0.0) - passes)
+        part = self._part if part is None else part
+        self._passes[part] = max(0.0, self._passes.get(part, 0.0) - passes)
         self._tell()
 
     def eta_seconds(self) -> float | None:

@@ -71,6 +71,8 @@ class Goal:
             has, original = self._pair(key, present)
             if isinstance(wanted, int):
                 reached, met = float(has), has <= wanted
+            elif not original:  # residual blocks of a network without any: there is nothing to take a share of
+                reached, met = 1.0, False
             else:
                 # as the decimal that was written: 0.1 of 30 is 3, not 3.0000000000000004
                 reached, met = has / original, has <= Fraction(repr(wanted)) * original

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, fx
 
+from core.blocks.scoring_work import BACKWARD
 from core.graph.network import Network
 from core.saliency.block_values import NodeByNode, finite, residual_path
 from core.training.memory_format import images_channels_last
@@ -55,6 +56,7 @@ def gradients(scoring: Scoring) -> dict[str, float]:
             found = torch.autograd.grad(loss, list(masks.values()), allow_unused=True, materialize_grads=True)
             total += torch.stack(found).double() * len(labels)
             seen += len(labels)
+            scoring.looked(BACKWARD * len(labels))
     names = [candidate.name for candidate in scoring.candidates]
     return finite(dict(zip(names, (total / seen).tolist(), strict=True)))
 

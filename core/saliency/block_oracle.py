@@ -141,6 +141,7 @@ def _all(scoring: Scoring, answers: _Answers, size: int) -> dict[str, Score]:
             images = images_channels_last(images, scoring.data.options.layout)
             for name, figures in answers.figures(images, labels, task):
                 found[name].add(figures)
+                scoring.looked(len(labels) / 2)
     return {name: task.score(each.figures()) for name, each in found.items()}
 
 
@@ -163,6 +164,7 @@ def _raced(scoring: Scoring, answers: _Answers, size: int) -> tuple[dict[str, Sc
             for name, figures in answers.figures(images, labels, task):
                 found[name].add(figures)
                 wrong[name] = ~right(figures)
+                scoring.looked(len(labels) / 2)
             race.seen(wrong)
             answers.only(race.running)
             if len(race.running) == 1:

@@ -104,3 +104,4 @@ def _features(
         with torch.no_grad():
             run.run(images_channels_last(images, data.options.layout))
         yield [found[node] for node in places], labels
+        scoring.looked(len(labels))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
@@ -13,6 +14,7 @@ from core.data.augment import seeded
 from core.data.datasets import Dataset
 from core.data.source import SplitName
 from core.events import Emit
+from core.graph.counts import count
 from core.graph.network import Network
 from core.graph.operators.convolution import CONVOLUTIONS
 from core.saliency.block_activations import activation_change, activation_change_plus_one, activation_mean
@@ -51,6 +53,16 @@ class Scoring:
     cache_mib: int = 256
     racing: Racing | None = None
     goes: int = 1
+
+    @cached_property
+    def macs(self) -> int:
+        """Of the network."""
+        return count(self.network).macs
+
+    def looked(self, images: float) -> None:
+        """Tells the progress that so many images more, in passes through the whole network without gradients, are done
+        of what `core.blocks.scoring_work` expects."""
+        self.trainer.scored(f"step/{self.step}", images, self.macs)
 
 
 def weights_mean(scoring: Scoring) -> dict[str, float]:

@@ -67,6 +67,7 @@ def images_of(scoring: Scoring) -> Iterator[Tensor]:
     device = next(network.parameters()).device
     for images, _ in data.batches(scoring.split, inference_batch(network), device=device):
         yield images_channels_last(images, data.options.layout)
+        scoring.looked(len(images))
 
 
 def finite(scores: Mapping[str, float]) -> dict[str, float]:

@@ -113,6 +113,9 @@ class TrainerPort(Protocol):
         """Tells the progress what is still to be looked at in `part` to score what may go: (images through a network
         without gradients, the network's MACs) of each scoring."""
 
+    def scored(self, part: str, images: float, macs: int) -> None:
+        """Tells the progress that so many of these images have been looked at since it was told last."""
+
     def resumed(self, cost: Cost) -> None:
         """Tells the progress and the budget what was spent before."""
 

@@ -272,6 +272,10 @@ class Trainer:
         passes = sum(images * macs for images, macs in scorings) / self._original_macs
         self._progress.expect(f"{self._prefix}{part}/{SCORING}", passes=passes)
 
+    def scored(self, part: str, images: float, macs: int) -> None:
+        """See `TrainerPort.scored`."""
+        self._progress.advance(images * macs / self._original_macs, f"{self._prefix}{part}/{SCORING}")
+
     def resumed(self, cost: Cost) -> None:
         """See `TrainerPort.resumed`."""
         self._progress.credit(cost.seconds)

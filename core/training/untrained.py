@@ -165,6 +165,9 @@ class Untrained:
     def expect_scoring(self, part: str, scorings: Sequence[tuple[int, int]]) -> None:
         """Nothing: the estimate has it by itself."""
 
+    def scored(self, part: str, images: float, macs: int) -> None:
+        """Nothing, likewise."""
+
     def resumed(self, cost: Cost) -> None:
         """Nothing: there is no earlier attempt at a dry run."""
 

@@ -72,6 +72,7 @@ class ScriptedTrainer:
         self.labels: list[tuple[str, int]] = []
         self.expected: list[list[tuple[int, int]]] = []
         self.scorings: list[list[tuple[int, int]]] = []
+        self.looked: list[tuple[str, float, int]] = []
         self.recalibrated: list[str] = []
         self._accuracies = iter(accuracies)
         self._steps = steps
@@ -130,6 +131,9 @@ class ScriptedTrainer:
 
     def expect_scoring(self, part: str, scorings: Sequence[tuple[int, int]]) -> None:
         self.scorings.append(list(scorings))
+
+    def scored(self, part: str, images: float, macs: int) -> None:
+        self.looked.append((part, images, macs))
 
     def resumed(self, cost: Cost) -> None:
         self.budget.spent += cost.epochs

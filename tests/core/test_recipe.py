@@ -15,6 +15,7 @@ from core.precision import ON_CPU, precision_faults
 from core.recipe import parse_recipe
 
 STEP: dict[str, Any] = {"method": "filter_norm", "target": {"params": 0.5}}
+BLOCKS: dict[str, Any] = {"method": "block_removal", "target": {"blocks": 0.5}}
 
 
 def faults(document: Any) -> dict[str, Fault]:
@@ -138,6 +139,14 @@ def test_one_number_stands_for_all_channels() -> None:
         ({"steps": [{"method": "filter_norm", "target": {"branches": 0.5}}]}, "/steps/0/target/branches",
          "unknown field 'branches', or one that is not built yet",
          "one of blocks, filters, latency, macs, max_accuracy_drop, params, size"),
+        ({"steps": [BLOCKS | {"saliency": "orakle"}]}, "/steps/0/saliency",
+         "the text 'orakle' is not one of what may be here",
+         "'oracle', 'activation_change', 'activation_change_plus_one', 'activation_mean', 'block_gradient', "
+         "'block_gradient_max', 'weights_mean', 'linear_probe' or 'random'"),
+        ({"steps": [BLOCKS | {"replace": {"with": "ones"}}]}, "/steps/0/replace/with",
+         "the text 'ones' is not one of what may be here", "'random' or 'zero'"),
+        ({"steps": [BLOCKS | {"replace": {"wth": "zero"}}]}, "/steps/0/replace/wth",
+         "unknown field 'wth', or one that is not built yet", "one of alone_epochs, neighbours, with"),
         ([], "", "a recipe is an object, not a list", "an object with the field steps"),
     ],
 )  # fmt: skip

@@ -35,6 +35,14 @@ def test_all_keys_must_hold(target: Target, present: dict[str, int], met: bool) 
     assert Goal(target, ORIGINAL).met(Present(counts(**present))) is met
 
 
+def test_there_is_no_share_of_nothing() -> None:
+    """A network without residual blocks does not meet a share of them, whatever else it is asked for."""
+    none = counts(blocks=0)
+    (result,) = Goal(Target(blocks=0.5), none).results(Present(none))
+    assert (result.reached, result.met) == (1.0, False)
+    assert Goal(Target(blocks=3), none).met(Present(none))
+
+
 class Files:
     """`Exports` of an original of 1,000 bytes."""
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from core.block_settings import BlockRemoval
+from core.block_settings import BlockRemoval, Racing, Soft
 from core.blocks.candidates import Candidates
 from core.blocks.foreseen import planned_rounds
 from core.blocks.scoring_work import Scorings, ScoringWork, planned_scorings
@@ -67,6 +67,24 @@ def test_when_there_is_one() -> None:
     assert to_come(None, 0, 1) == []
     assert to_come(1, None, 0, gone=2) == [(30, 900), (20, 800), (10, 700)]
     assert to_come(1, None, 0, groups=3) == [(10, 900), (10, 800), (10, 700)]  # 6, 5 and 4 of three groups
+    assert to_come(None, None, 0, epochs=3) == [(30, 900)] * 3
+    assert Scorings.of(work, 2, groups=3, gone=1, epochs=None).groups == 1  # of all groups: two rounds go by them
+
+
+@pytest.mark.parametrize("saliency", ["oracle", "raced", *(name for name in SALIENCIES if name != "oracle")])
+def test_scoring_tells_how_far_it_is(network: Network, saliency: Any) -> None:
+    """All that was expected of it, in parts."""
+    data, trainer, raced = small_dataset(), ScriptedTrainer(), saliency == "raced"
+    candidates = Candidates(network).of(network)
+    saliency = "oracle" if raced else saliency
+    scoring = Scoring(
+        network=network, candidates=candidates, data=data, split="validation", trainer=trainer, round=0, seed=0,
+        emit=Events(), step=2, racing=Racing(confidence=0.999) if raced else None, goes=len(candidates),
+    )  # fmt: skip
+    SALIENCIES[saliency](scoring)
+    work = ScoringWork.of(data, trainer.training, saliency=saliency, scores="validation", batches=None)
+    assert sum(images for _, images, _ in trainer.looked) == work.passes(len(candidates))
+    assert {(part, macs) for part, _, macs in trainer.looked} <= {("step/2", count(network).macs)}
 
 
 def test_of_a_step_on_a_network(network: Network) -> None:
@@ -76,6 +94,10 @@ def test_of_a_step_on_a_network(network: Network) -> None:
     data = small_dataset()  # 32 images of validation
     expected = [(6 * 32 // 2, macs[0]), (5 * 32 // 2, macs[1])]
     assert planned_scorings(network, step, data, Training(), target=target) == expected
+    soft = step.model_copy(
+        update={"soft": Soft(epochs=3)}
+    )  # scores all six in front of each epoch, and goes in one round
+    assert planned_scorings(network, soft, data, Training(), target=target) == [(6 * 32 // 2, macs[0])] * 3
 
 
 def test_of_soft_pruning_there_is_one_before_each_epoch(network: Network) -> None:
@@ -116,6 +138,9 @@ def test_the_progress_knows_it(network: Network, tmp_path: Path) -> None:
                       emit=Events(), progress=progress)  # fmt: skip
     trainer.expect_scoring("step/0", [(30, macs), (20, macs // 2)])
     assert progress.eta_seconds() == pytest.approx(40.0)
+    now[0] = 15.0
+    trainer.scored("step/0", 5, macs)  # at the same rate, so that 25 are left of the first 30
+    assert progress.eta_seconds() == pytest.approx(35.0)
     recipe = parse_recipe({"steps": [
         {"method": "block_removal", "saliency": "weights_mean", "target": {"blocks": 6}, "fine_tune": {"epochs": 0}},
     ]})  # fmt: skip

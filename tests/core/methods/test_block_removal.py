@@ -73,8 +73,9 @@ def test_what_is_refused(network: Network, tmp_path: Path) -> None:
         go(network, tmp_path, target={"params": 10})
     assert "without any of its residual blocks" in caught.value.message
     plain = trace(torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.Flatten(), torch.nn.Linear(144, 4)), (1, 8, 8))
-    with pytest.raises(NothingRemoved):
-        go(plain, tmp_path / "plain", target={"blocks": 1, "params": 0.5})
+    for name, target in {"count": {"blocks": 1, "params": 0.5}, "share": {"blocks": 0.5}}.items():
+        with pytest.raises(NothingRemoved):
+            go(plain, tmp_path / name, target=target)
 
 
 def test_filters_are_no_blocks() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from core.errors import PruningError
 from core.graph.architectures.cifar_resnet import PreActivationBlock, PreActivationResNet
 from core.graph.lowering import trace
 from core.graph.network import Network
-from core.saliency.block_scores import SALIENCIES, Scoring
+from core.saliency.block_scores import SALIENCIES
 from tests.core.fakes import small_dataset
 from tests.core.saliency.three_blocks import (
     NAMES,
@@ -92,7 +93,7 @@ def test_the_next_block_is_that_of_the_network_not_of_the_candidates() -> None:
     _, network = made()
     for saliency in ACTIVATIONS:
         all_of_them = scoring_of(network)
-        only = Scoring(**{**vars(all_of_them), "candidates": all_of_them.candidates[:1]})
+        only = replace(all_of_them, candidates=all_of_them.candidates[:1])
         expected = SALIENCIES[saliency](all_of_them)["one"]
         assert SALIENCIES[saliency](only) == {"one": pytest.approx(expected, rel=1e-12)}
 

@@ -16,7 +16,7 @@ from core.graph.architectures.cifar_resnet import PreActivationBlock, PreActivat
 from core.graph.lowering import trace
 from core.job import Preprocess
 from core.recipe import parse_recipe
-from core.saliency.block_scores import SALIENCIES, Scoring
+from core.saliency.block_scores import SALIENCIES
 from core.training.seeds import derived_seed
 from tests.core.fakes import small_dataset
 from tests.core.saliency.three_blocks import (
@@ -131,7 +131,7 @@ def test_it_is_the_same_each_time_and_draws_nothing_from_torch() -> None:
 def test_the_block_in_front_counts_whether_it_may_go_or_not() -> None:
     _, network = made()
     all_of_them = scoring_of(network, data=patterned(), training={"batch_size": 8})
-    last = Scoring(**{**vars(all_of_them), "candidates": all_of_them.candidates[2:]})
+    last = dataclasses.replace(all_of_them, candidates=all_of_them.candidates[2:])
     assert linear_probe(last) == {"three": linear_probe(all_of_them)["three"]}
 
 
