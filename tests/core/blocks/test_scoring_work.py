@@ -67,8 +67,7 @@ def test_when_there_is_one() -> None:
     assert to_come(None, 0, 1) == []
     assert to_come(1, None, 0, gone=2) == [(30, 900), (20, 800), (10, 700)]
     assert to_come(1, None, 0, groups=3) == [(10, 900), (10, 800), (10, 700)]  # 6, 5 and 4 of three groups
-    assert to_come(None, None, 0, epochs=3) == [(30, 900)] * 3
-    assert Scorings.of(work, 2, groups=3, gone=1, epochs=None).groups == 1  # of all groups: two rounds go by them
+    assert to_come(None, None, 0, times=3) == [(30, 900)] * 3
 
 
 @pytest.mark.parametrize("saliency", ["oracle", "raced", *(name for name in SALIENCIES if name != "oracle")])
