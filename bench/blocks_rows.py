@@ -180,7 +180,7 @@ def _phased(study: Study) -> list[Row]:
     """Fading within the same number of epochs (section 4.2). Each round has a fine-tuning: a run passes all sizes."""
 
     def row(name: str, policy: Mapping[str, Any], length: int, **fade: Any) -> Row:
-        epochs = study.epochs - length
+        epochs = max(int(bool(fade.get("lazy"))), study.epochs - length)  # a lazy fade is in front of a fine-tuning
         fields = {"fade": {"epochs": length, **fade}} if length else {}
         return Row(f"{name}/most", _recipe(study, "most", policy=policy, epochs=epochs, **fields))
 

@@ -27,7 +27,7 @@ _FILES = {
     "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
     "application/json": {"schema": {"type": ["object", "array"], "description": "report.json, plan.json, …"}},
     "text/markdown": {"schema": {"type": "string"}},
-    "image/svg+xml": {"schema": {"type": "string", "description": "blocks.svg"}},
+    "image/svg+xml": {"schema": {"type": "string"}},
 }
 
 

@@ -37,7 +37,8 @@ _SIZE = {"params": 10, "macs": 10, "filters": 1, "blocks": 0, "file_bytes": 9}
 DRY_RUN: dict[str, Any] = {
     "version": 1, "original": _SIZE, "pruned": {**_SIZE, "params": 5}, "ratios": {"params_ratio": 0.5},
     "latency": {"ratio": 0.5, "low": 0.4, "high": 0.6, "windows": 6, "original_ms": 2.0, "candidate_ms": 1.0},
-    "steps": [{"step": 0, "method": "filter_norm", "rounds": 2, "after": {**_SIZE, "params": 5}, "layers": [
+    "steps": [{"step": 0, "method": "filter_norm", "rounds": 2, "blocks": [],
+               "after": {**_SIZE, "params": 5}, "layers": [
         {"name": "conv1", "kind": "Conv2d", "channels_before": 16, "channels_after": 8, "weight_before": [16, 1, 3, 3],
          "weight_after": [8, 1, 3, 3], "params_before": 144, "params_after": 72, "macs_before": 9216,
          "macs_after": 4608}]}],
