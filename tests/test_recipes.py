@@ -55,7 +55,10 @@ def _by_bytes(original: Path, candidate: Path, inputs: object) -> LatencyRatio:
     return LatencyRatio(ratio=ratio, low=ratio, high=ratio, windows=6, original_ms=1.0, candidate_ms=ratio)
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+# those of blocks run over HTTP: tests/e2e/test_block_recipes.py
+@pytest.mark.parametrize(
+    "path", [path for path in RECIPES if not path.stem.startswith("blocks_")], ids=lambda path: path.stem
+)
 def test_it_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("core.exports.measure_latency_ratio", _by_bytes)
     monkeypatch.setattr("core.comparison.LATENCY_SECONDS", 0.2)
