@@ -18,12 +18,13 @@ from core.controls import Failed, Ran, Surroundings, run_controls
 from core.data.datasets import Dataset
 from core.errors import BillhookError
 from core.events import Emit
+from core.exports import Exports
 from core.graph.counts import Counts, count
 from core.graph.network import Network
 from core.outcome import Done, Outcome
 from core.progress import Progress
 from core.recipe import Recipe, parse_recipe
-from core.report import Cost, LatencyRatio
+from core.report import Cost
 from core.state import State
 from core.step_settings import Train
 from core.steps import run_steps
@@ -80,20 +81,6 @@ class TestedTrainer(Trainer):
         return found
 
 
-class _NoExports:
-    """No row has a target of size or latency."""
-
-    @property
-    def original_bytes(self) -> int:
-        raise NotImplementedError
-
-    def bytes(self, network: Network) -> int:
-        raise NotImplementedError
-
-    def latency(self, network: Network) -> LatencyRatio:
-        raise NotImplementedError
-
-
 def run_row(
     row: Row, study: Study, original: Original, images: Images, folder: Path, device: torch.device
 ) -> dict[str, Any]:
@@ -143,14 +130,18 @@ def _measured(
     epochs = row.recipe["steps"][-1]["fine_tune"]["epochs"]
     progress = Progress(silent)
     own = trainer()
+    exports = Exports(
+        trained, export=recipe.export, folder=folder / "exports",
+        inputs=lambda: next(iter(data.batches("test", 1)))[0].numpy(),
+    )  # fmt: skip
     accuracy = own.evaluate(trained, "validation").accuracy
     done = run_steps(
-        recipe.steps, network, data, original=counts, accuracy=accuracy, export=recipe.export, exports=_NoExports(),
+        recipe.steps, network, data, original=counts, accuracy=accuracy, export=recipe.export, exports=exports,
         seed=recipe.seed, trainer=own, progress=progress, emit=log, state=state,
     )  # fmt: skip
     result, cost, warnings = done.network, done.cost, done.warnings
     if row.control:
-        around = Surroundings(recipe, data, trainer, progress, silent, state, _NoExports())
+        around = Surroundings(recipe, data, trainer, progress, silent, state, exports)
         result, cost, warnings = _control(recipe, network, done, counts, accuracy, around)
     left, history = count(result), done.blocks[-1]
     return {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from core.graph.network import Network
 from core.target_settings import Target
 from core.targets import Goal
 from tests.core.fakes import Events, Killed, ScriptedTrainer
-from tests.core.methods.block_runs import go, one_thread, resnet, same, trained
+from tests.core.methods.block_runs import go, resnet, same, trained
 
 
 @pytest.fixture(scope="module")
@@ -25,10 +24,7 @@ def network() -> Network:
     return resnet()
 
 
-@pytest.fixture(autouse=True)
-def single() -> Iterator[None]:
-    with one_thread():
-        yield
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def unequal() -> Network:

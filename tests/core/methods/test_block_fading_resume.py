@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from tests.core.fakes import Dying, Events, Killed
 from tests.core.methods.fading_runs import resnet, run, same
@@ -24,13 +22,12 @@ RUNS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
 @pytest.fixture(autouse=True)
-def one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def checkpoint_after_each_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("core.training.trainer.CHECKPOINT_EPOCHS", 1)
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def named(events: Events, *endings: str) -> list[tuple[str, dict[str, Any]]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -164,14 +164,6 @@ def test_the_control_random_is_told_as_such(network: Network, data: Dataset, tmp
 
 
 # --- resumed ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def trained(network: Network, data: Dataset, workdir: Path, last: int | None = None) -> tuple[Outcome, Events, Done]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from core.training_settings import FineTune, Local, Training
 from tests.core.fakes import Events, Killed, ScriptedTrainer, small_dataset
 from tests.core.graph import block_topologies as made
 from tests.core.graph.topologies import SHAPE, seeded
-from tests.core.methods.block_runs import go, one_thread, resnet, same, trained
+from tests.core.methods.block_runs import go, resnet, same, trained
 
 
 @pytest.fixture(scope="module")
@@ -35,10 +34,7 @@ def network() -> Network:
     return resnet()
 
 
-@pytest.fixture(autouse=True)
-def single() -> Iterator[None]:
-    with one_thread():
-        yield
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def left(network: Network) -> list[str]:
